@@ -1,0 +1,78 @@
+"""Pairs: preferred and rejected answers, and forget rows beside retain rows."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kd_jax.data import arrays as arrays_lib
+from kd_jax.data import collate, order, sources
+
+
+class Pair(NamedTuple):
+    """A prompt with a preferred and a rejected answer, as token ids."""
+
+    prompt: Sequence[int]
+    chosen: Sequence[int]
+    rejected: Sequence[int]
+
+
+def collate_pairs(
+    pairs: Sequence[Pair], *, length: int, eos_id: int | None, pad_id: int = 0
+) -> dict[str, Any]:
+    """{"chosen": batch, "rejected": batch}: row i of both is pair i, with the same P and T.
+
+    Arguments and errors as in `collate.collate_qa`; both halves begin with the same prompt.
+    """
+    halves = {
+        "chosen": [collate.Example(p.prompt, p.chosen) for p in pairs],
+        "rejected": [collate.Example(p.prompt, p.rejected) for p in pairs],
+    }
+    return {
+        name: collate.collate_qa(half, length=length, eos_id=eos_id, pad_id=pad_id)
+        for name, half in halves.items()
+    }
+
+
+def paired(**parts: sources.Source) -> sources.Source:
+    """A source of {name: batch of that source} at the same step: paired(forget=..., retain=...)."""
+
+    def batches(step: int, rows: slice) -> dict[str, Any]:
+        return {name: source(step, rows) for name, source in parts.items()}
+
+    return batches
+
+
+def forget_retain(
+    forget: arrays_lib.Arrays, retain: arrays_lib.Arrays, *, seed: int, batch_size: int
+) -> sources.Source:
+    """A source of {"forget": batch, "retain": batch}, each of batch_size rows.
+
+    The anchor is forget: an epoch is one permutation of its rows, and each comes with a retain row
+    drawn uniformly with replacement, as in TOFU (arXiv 2401.06121).
+    """
+    return paired(
+        forget=sources.array_batches(forget, seed=seed, name="forget", batch_size=batch_size),
+        retain=sources.array_batches(
+            retain, seed=seed, name="retain", batch_size=batch_size, draw=order.uniform
+        ),
+    )
+
+
+def split_authors(
+    records: Sequence[dict[str, Any]], *, forget: int, retain: int | None = None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(records of the last `forget` authors, records of the first `retain` others).
+
+    TOFU's split (forget01 is the last 2 of 200 authors) at any size. records have the field
+    `author`, an int; retain=None keeps all others.
+    """
+    authors = sorted({int(record["author"]) for record in records})
+    if not 0 < forget < len(authors):
+        raise ValueError(f"forget: got {forget} authors, takes 1 to {len(authors) - 1}")
+    others = authors[:-forget]
+    if retain is not None and not 0 < retain <= len(others):
+        raise ValueError(f"retain: got {retain} authors, takes 1 to {len(others)}")
+    forgotten, kept = set(authors[-forget:]), set(others[:retain])
+    return (
+        [record for record in records if record["author"] in forgotten],
+        [record for record in records if record["author"] in kept],
+    )

@@ -1,0 +1,152 @@
+"""Gradient rules: plain, masked, surgery over terms, sharpness-aware, unrolled.
+
+A rule sees only grad(params, only=None) -> (grads, output), which is exact over microbatches and
+mesh, so it neither knows nor changes how a batch is cut. `params` is the trained part.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kd_jax.types import Frozen, Grad, GradientRule, Output, Params
+
+PyTree = Any
+
+
+def plain() -> GradientRule:
+    """The gradient of the sum of all terms."""
+    return GradientRule(lambda grad, params, frozen, key: grad(params))
+
+
+def masked(name: str, rule: GradientRule | None = None) -> GradientRule:
+    """Move only the coordinates where frozen[name] is true.
+
+    frozen[name]: a tree of booleans (or 0/1) of the shapes of params["model"]; aux parameters are
+    not masked. The mask is applied to gradients before the optimiser (so that its statistics see
+    no masked gradient) and to updates after it (so that weight decay and momentum move nothing):
+    masked coordinates stay bitwise equal.
+    """
+    inner = rule or plain()
+
+    def gradients(grad, params, frozen, key):
+        grads, output = inner.gradients(grad, params, frozen, key)
+        return _where_model(frozen[name], grads, 0.0), output
+
+    def updates(updates: PyTree, frozen: Frozen) -> PyTree:
+        # Adding -0.0 leaves every float as it is, bit for bit; adding +0.0 turns -0.0 into +0.0.
+        return _where_model(frozen[name], inner.updates(updates, frozen), -0.0)
+
+    return GradientRule(gradients, updates)
+
+
+def _where_model(mask: PyTree, tree: Params, otherwise: float) -> Params:
+    def choose(x, m):
+        return None if x is None else jnp.where(m, x, jnp.asarray(otherwise, x.dtype))
+
+    is_hole = lambda x: x is None  # noqa: E731 - a name for the leaf test reads better than a lambda
+    return {**tree, "model": jax.tree.map(choose, tree["model"], mask, is_leaf=is_hole)}
+
+
+def project_conflicts(gradients: Sequence[PyTree], key: jax.Array) -> PyTree:
+    """PCGrad: each gradient loses its component against every gradient that it conflicts with.
+
+    g_i <- g_i - min(0, <g_i, g_j>) / |g_j|^2 * g_j for all j != i in random order; the result is
+    the sum over i (Yu et al. 2020, Algorithm 1). All projections stay in the span of the given
+    gradients, so only their Gram matrix is needed: N^2 inner products and one weighted sum.
+    """
+    n = len(gradients)
+    gram = jnp.stack([jnp.stack([_inner(a, b) for b in gradients]) for a in gradients])
+
+    def project(i: jax.Array, key: jax.Array) -> jax.Array:
+        order = jax.random.permutation(key, n)
+
+        def against(step: jax.Array, coefficients: jax.Array) -> jax.Array:
+            j = order[step]
+            conflict = jnp.minimum(coefficients @ gram[:, j], 0.0)
+            share = jnp.where(gram[j, j] > 0, conflict / jnp.maximum(gram[j, j], 1e-30), 0.0)
+            return coefficients.at[j].add(jnp.where(i == j, 0.0, -share))
+
+        return jax.lax.fori_loop(0, n, against, jnp.eye(n)[i])
+
+    coefficients = jax.vmap(project)(jnp.arange(n), jax.random.split(key, n)).sum(0)
+    return jax.tree.map(
+        lambda *g: sum(c.astype(x.dtype) * x for c, x in zip(coefficients, g, strict=True)),
+        *gradients,
+    )
+
+
+def _inner(a: PyTree, b: PyTree) -> jax.Array:
+    products = jax.tree.map(
+        lambda x, y: jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32)), a, b
+    )
+    return jax.tree.reduce(jnp.add, products, jnp.float32(0))
+
+
+def surgery(
+    terms: Sequence[str],
+    combine: Callable[[Sequence[PyTree], jax.Array], PyTree] = project_conflicts,
+) -> GradientRule:
+    """combine(gradients of each named term, key).
+
+    Each name is a term, or the component before "/" of several. Every term has to be named once:
+    a term left out would be left out of training.
+    """
+
+    def gradients(grad: Grad, params: Params, frozen: Frozen, key: jax.Array):
+        results = [grad(params, only=name) for name in terms]
+        output: Output = results[0][1]
+        forgotten = [t for t in output.terms if not any(belongs(t, name) for name in terms)]
+        if forgotten:
+            raise ValueError(f"terms: got {tuple(terms)}, which leaves out {', '.join(forgotten)}")
+        return combine([g for g, _ in results], key), output
+
+    return GradientRule(gradients)
+
+
+def belongs(term: str, only: str | None) -> bool:
+    """Is the term the one named `only`, or one of the component `only`?"""
+    return only is None or term == only or term.startswith(only + "/")
+
+
+def sam(radius: float) -> GradientRule:
+    """Sharpness-aware minimisation: the gradient at params + radius * g / |g|.
+
+    g is the gradient at params (Foret et al. 2021, Eq. 2 and 4, p = 2). Two gradient evaluations
+    a step; the reported output is the one at params.
+    """
+    if not radius > 0:
+        raise ValueError(f"radius: got {radius}, takes a positive number")
+
+    def gradients(grad: Grad, params: Params, frozen: Frozen, key: jax.Array):
+        ascent, output = grad(params)
+        size = radius / jnp.maximum(optax.tree.norm(ascent), 1e-12)
+        nearby = jax.tree.map(lambda p, g: p + (size * g).astype(p.dtype), params, ascent)
+        return grad(nearby)[0], output
+
+    return GradientRule(gradients)
+
+
+def unrolled(*, inner: str, outer: str, steps: int, learning_rate: float) -> GradientRule:
+    """The gradient of the outer term after `steps` of gradient descent on the inner term.
+
+    phi_0 = params; phi_{k+1} = phi_k - learning_rate * grad inner(phi_k); the result is
+    d outer(phi_steps) / d params, through the inner steps (MAML; Finn et al. 2017, Eq. 1).
+    """
+    if steps < 1:
+        raise ValueError(f"steps: got {steps}, takes at least 1")
+
+    def gradients(grad: Grad, params: Params, frozen: Frozen, key: jax.Array):
+        def adapt(phi: Params) -> Params:
+            for _ in range(steps):
+                slope, _ = grad(phi, only=inner)
+                phi = jax.tree.map(lambda p, g: p - learning_rate * g, phi, slope)
+            return phi
+
+        adapted, pull_back = jax.vjp(adapt, params)
+        outer_grads, output = grad(adapted, only=outer)
+        return pull_back(outer_grads)[0], output
+
+    return GradientRule(gradients)

@@ -1,0 +1,162 @@
+"""Stages: the parts of an experiment that are made once, kept as artefacts, resumed and planned."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kd_jax.launch.artefacts import Artefact
+from kd_jax.launch.config import digest
+from kd_jax.launch.weights import Weights
+from kd_jax.types import Batch, Frozen, Params, TrainState, TrainStep
+
+PyTree = Any
+Rules = Sequence[tuple[str, Any]]
+
+
+class Evaluation(NamedTuple):
+    """What is measured along a training: at step 0, each `every` steps and at the end.
+
+    run(params, carry, frozen) -> {name: number or array}. Numbers go to metrics.jsonl, all of it
+    to the artefact: history and rows.
+    """
+
+    name: str
+    every: int
+    run: Callable[[Params, PyTree, Frozen], Mapping[str, float | np.ndarray]]
+
+
+def model_of(state: TrainState, frozen: Frozen) -> PyTree:
+    """The default result of a training: the model's parameters."""
+    return state.params["model"]
+
+
+class Training(NamedTuple):
+    """A training run as data.
+
+    step: the step, not yet guarded or jitted. weights: the model's part of params. frozen: the
+    mapping of what is read and not trained (`weights.joined(reference=..., mask=...)`), or None.
+    batches(step, rows): this process's rows of the global batch, numpy arrays. batch: the shapes
+    of one global batch. rules: (path pattern, logical axis names) for the model's part of params;
+    frozen_rules: the same for each entry of frozen, `rules` where it is not named.
+    prepare(state, frozen, batch) -> batch, every `prepare_every` steps, or None.
+    result(state, frozen) -> what the artefact keeps, or None for nothing.
+    """
+
+    step: TrainStep
+    weights: Weights
+    batches: Callable[[int, slice], Batch]
+    batch: PyTree
+    batch_size: int
+    steps: int
+    rules: Rules
+    frozen: Weights | None = None
+    frozen_rules: Mapping[str, Rules] = {}
+    seed: int = 0
+    evaluations: Sequence[Evaluation] = ()
+    prepare: Callable[[TrainState, Frozen, Batch], Batch] | None = None
+    prepare_every: int = 1
+    result: Callable[[TrainState, Frozen], PyTree] = model_of
+
+
+class Compute(NamedTuple):
+    """A merge, a score, an evaluation pass: run() -> (tree of arrays or None, values).
+
+    values: plain numbers, and arrays, which become the artefact's rows. shapes: of the tree; only
+    a plan needs them, and only where a later training starts from it.
+    """
+
+    run: Callable[[], tuple[PyTree | None, Mapping[str, Any]]]
+    shapes: PyTree = None
+
+
+class Stage(NamedTuple):
+    """One part of an experiment.
+
+    build(artefacts) -> Training or Compute; `artefacts` has the entries of `needs`, finished. It
+    reads shapes only where it can (`Artefact.weights()`): a plan calls it with planned artefacts.
+    depends: plain data that the result depends on besides its needs; None for the whole identity of
+    the config. Name less and the artefact is shared by more runs: a pretrained model is made once.
+    """
+
+    name: str
+    build: Callable[[Mapping[str, Artefact]], Training | Compute]
+    needs: tuple[str, ...] = ()
+    depends: Any = None
+
+
+def keys(stages: Sequence[Stage], module: str, identity: Mapping[str, Any]) -> dict[str, str]:
+    """{name: hash of all that the stage's result depends on}.
+
+    ValueError for a name given twice, a name that is no plain word, and a need that is not the
+    name of an earlier stage.
+    """
+    found: dict[str, str] = {}
+    for stage in stages:
+        if stage.name in found:
+            raise ValueError(f"stage {stage.name}: the name is given twice")
+        if not stage.name.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"stage {stage.name!r}: takes letters, digits, - and _")
+        unknown = [need for need in stage.needs if need not in found]
+        if unknown:
+            raise ValueError(
+                f"stage {stage.name} needs {', '.join(unknown)}; the stages before it are "
+                f"{', '.join(found) or 'none'}"
+            )
+        found[stage.name] = digest(
+            {
+                "module": module,
+                "name": stage.name,
+                "depends": depends_on(stage, identity),
+                "needs": [found[need] for need in stage.needs],
+            }
+        )
+    return found
+
+
+def depends_on(stage: Stage, identity: Mapping[str, Any]) -> Any:
+    return identity if stage.depends is None else stage.depends
+
+
+def evaluations_due(training: Training, step: int) -> list[Evaluation]:
+    """The evaluations to make at a step: the first, each `every`-th and the last."""
+    return [
+        e for e in training.evaluations if step % e.every == 0 or step in (0, training.steps)
+    ]
+
+
+def frozen_abstract(training: Training) -> Mapping[str, Any]:
+    return {} if training.frozen is None else training.frozen.abstract
+
+
+def state_abstract(training: Training, step: TrainStep) -> TrainState:
+    """The shapes of the training's state under `step`; no array is made."""
+    key = jax.eval_shape(jax.random.key, training.seed)
+    return jax.eval_shape(
+        step.init, key, training.weights.abstract, frozen_abstract(training), training.batch
+    )
+
+
+def check(name: str, training: Training) -> None:
+    """ValueError where batch, batch_size, steps or evaluations of a training contradict."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(training.batch):
+        if leaf.shape[0] != training.batch_size:
+            raise ValueError(
+                f"stage {name}: batch{jax.tree_util.keystr(path)} has {leaf.shape[0]} rows, "
+                f"batch_size is {training.batch_size}"
+            )
+    if training.steps < 1:
+        raise ValueError(f"stage {name}: steps: got {training.steps}, takes at least 1")
+    names = [e.name for e in training.evaluations]
+    if len(set(names)) < len(names):
+        raise ValueError(f"stage {name}: evaluations share a name: {', '.join(names)}")
+    for e in training.evaluations:
+        if e.every < 1 or not e.name or "/" in e.name:
+            raise ValueError(
+                f"stage {name}: evaluation {e.name!r} every {e.every}: takes a name without / and "
+                "at least 1"
+            )
+    unknown = set(training.frozen_rules) - set(frozen_abstract(training))
+    if unknown:
+        raise ValueError(f"stage {name}: frozen_rules names {', '.join(sorted(unknown))}, not in frozen")

@@ -1,0 +1,21 @@
+"""Checks that public losses make once, when traced."""
+
+from typing import Any
+
+import jax
+
+
+def positive(name: str, value: Any) -> None:
+    """ValueError unless a Python number is above 0; traced and array values are not looked at."""
+    if isinstance(value, int | float) and not value > 0:
+        raise ValueError(f"{name}: got {value}, takes a number above 0")
+
+
+def same_shape(**arrays: jax.Array) -> None:
+    """ValueError unless all arrays have the shape of the first: nothing broadcasts by accident."""
+    (first, like), *rest = arrays.items()
+    for name, x in rest:
+        if x.shape != like.shape:
+            raise ValueError(
+                f"{name}: got shape {x.shape}, takes the shape of {first}, {like.shape}"
+            )

@@ -1,0 +1,52 @@
+"""Label losses over a class axis: cross-entropy, accuracy, and the log-probability of a label."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def label_log_probs(
+    logits: Float[Array, "*batch C"], labels: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Log-probability of each label: z_y - logsumexp(z), unreduced, float32.
+
+    logits [..., C] of any float type; labels int [...]. Classes with a logit of -inf have
+    probability 0 and gradient 0. The label is picked by a masked sum, not by a gather, so that
+    the class axis may be sharded. A label outside [0, C), such as -100, therefore picks nothing:
+    its value is -logsumexp(z), which is finite and meaningless, and belongs under a zero weight.
+    """
+    _check_labels(logits, labels)
+    z = logits.astype(jnp.float32)
+    classes = jax.lax.broadcasted_iota(labels.dtype, z.shape, z.ndim - 1)
+    picked = jnp.where(classes == labels[..., None], z, 0.0).sum(-1)
+    return picked - jax.nn.logsumexp(z, axis=-1)
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch C"], labels: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """-log softmax(z)_y in nats, unreduced: logits [..., C], labels int [...] -> f32 [...].
+
+    Labels outside [0, C) give logsumexp(z): see `label_log_probs`.
+    """
+    _check_labels(logits, labels)
+    return -label_log_probs(logits, labels)
+
+
+def accuracy(
+    logits: Float[Array, "*batch C"], labels: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """1 where the largest logit is the label's, else 0; the first of tied classes counts.
+
+    logits [..., C], labels int [...] -> f32 [...], unreduced. No gradient.
+    """
+    _check_labels(logits, labels)
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def _check_labels(logits: jax.Array, labels: jax.Array) -> None:
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels: got shape {labels.shape}, takes the leading shape of logits, "
+            f"{logits.shape[:-1]}"
+        )

@@ -1,0 +1,212 @@
+"""Row-wise losses over a vocabulary too large to write out: no [B, T, V], forward or backward.
+
+A row-wise loss maps one position's logits (and what goes with them: a label, the teacher's
+logits) to a number. `_over_chunks` applies one to a head in pieces of `chunk` positions along T,
+keeping B whole so that a batch sharded over devices stays where it is; a vocabulary sharded over
+devices works too. For a factored head the backward pass makes each piece's logits again. Both
+passes may be vmapped, and differentiated once more (unrolled gradient rules) at the same memory.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import custom_vjp_primal_tree_values
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from kd_jax.losses import _checks
+from kd_jax.losses.classification import label_log_probs
+from kd_jax.losses.divergences import forward_kl
+from kd_jax.types import Head, Logits
+
+PyTree = Any
+Row = Callable[[jax.Array, Any, Any], jax.Array]
+
+
+def token_log_probs(
+    head: Head, targets: Int[Array, "B T"], *, chunk: int = 512
+) -> Float[Array, "B T"]:
+    """log softmax(logits)_y for every position, in nats: f32 [B, T], unreduced.
+
+    head: `Logits` [B, T, V], used as they are; or `Factored`, of which at most `chunk` positions
+        along T are multiplied out at a time, [B, chunk, V] in float32.
+    targets: int [B, T]; position t holds the label of logits t, nothing is shifted. An id outside
+        [0, V), such as -100, gives -logsumexp: finite, and for zero weights only.
+
+    Gradients of a factored head: those of `unembedding` are summed in float32 over the chunks, and
+    neither computed nor stored when it is not differentiated (LoRA on a frozen head); each has the
+    dtype of its input. Reverse mode only at first order (custom_vjp).
+    """
+    _check_chunk(chunk)
+    _check_head("head", head)
+    shape = head[0].shape[:2]
+    if targets.shape != shape:
+        raise ValueError(f"targets: got shape {targets.shape}, takes [B, T] of the head, {shape}")
+    if isinstance(head, Logits):
+        return label_log_probs(head.z, targets)
+    return _over_chunks(_label_row, head, targets, (), chunk=chunk)
+
+
+def token_forward_kl(
+    student: Head, teacher: Head, *, temperature: ArrayLike = 1.0, chunk: int = 512
+) -> Float[Array, "B T"]:
+    """KL(p || q) of every position, p = softmax(teacher / tau), q = softmax(student / tau).
+
+    student, teacher: heads of either kind over the same [B, T] and V, widths may differ ->
+        f32 [B, T], nats, unreduced, not multiplied by tau**2 (`divergences.forward_kl`).
+    The gradient goes to the student alone: teacher and temperature are stopped. Memory and
+    gradients of a factored student as in `token_log_probs`.
+    """
+    _check_chunk(chunk)
+    _check_head("student", student)
+    _check_head("teacher", teacher)
+    _checks.positive("temperature", temperature)
+    ours, theirs = _extent(student), _extent(teacher)
+    if ours != theirs:
+        raise ValueError(f"teacher: got [B, T, V] of {theirs}, takes the student's, {ours}")
+    teacher, temperature = jax.lax.stop_gradient((teacher, temperature))
+    array, *rest = teacher
+    row = functools.partial(_forward_kl_row, type(teacher))
+    return _over_chunks(row, student, array, (rest, temperature), chunk=chunk)
+
+
+def _label_row(logits: jax.Array, targets: jax.Array, fixed: PyTree) -> jax.Array:
+    return label_log_probs(logits, targets)
+
+
+def _forward_kl_row(
+    kind: Callable[..., Head], logits: jax.Array, array: jax.Array, fixed: PyTree
+) -> jax.Array:
+    rest, temperature = fixed
+    return forward_kl(logits, kind(array, *rest).logits(), temperature=temperature)
+
+
+def _over_chunks(row: Row, head: Head, rows: PyTree, fixed: PyTree, *, chunk: int) -> jax.Array:
+    """row(logits f32 [B, C, V], rows [B, C, ...], fixed) -> [B, C], over pieces of T: [B, T].
+
+    rows: arrays [B, T, ...] that are cut like the head; fixed: what every piece sees whole. The
+    gradient goes to the head only. row must be defined for all-zero rows, with which T is padded,
+    and close over no traced value.
+    """
+    length = head[0].shape[1]
+    pieces = -(-length // chunk)
+    split = functools.partial(_split, pieces=pieces)
+    rows = jax.tree.map(split, rows)
+    if isinstance(head, Logits):
+        one = jax.checkpoint(lambda z, r: row(z.astype(jnp.float32), r, fixed), prevent_cse=False)
+        values = jax.lax.map(lambda x: one(*x), (split(head.z), rows))
+    else:
+        # As arrays: a head that has passed through a jit boundary holds arrays here anyhow.
+        curve = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (head.scale, head.softcap))
+        values = _streamed(row, split(head.hidden), head.unembedding, curve, rows, fixed)
+    joined = jnp.moveaxis(values, 0, 1)  # [B, n, C]
+    return joined.reshape(joined.shape[0], -1)[:, :length]
+
+
+def _split(x: jax.Array, *, pieces: int) -> jax.Array:
+    """[B, T, ...] -> [n, B, C, ...] with C = ceil(T / n); the end is padded with zeros."""
+    batch, length, *rest = x.shape
+    size = -(-length // pieces)
+    x = jnp.pad(x, [(0, 0), (0, pieces * size - length)] + [(0, 0)] * len(rest))
+    return jnp.moveaxis(x.reshape(batch, pieces, size, *rest), 1, 0)
+
+
+def _multiply(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
+    return jnp.einsum("bcd,vd->bcv", hidden, unembedding, preferred_element_type=jnp.float32)
+
+
+def _bend(product: jax.Array, curve: PyTree) -> jax.Array:
+    """What `Factored.logits` does after the product."""
+    scale, softcap = curve
+    z = scale * product
+    return z if softcap is None else softcap * jnp.tanh(z / softcap)
+
+
+def _stream(
+    row: Row,
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    curve: PyTree,
+    rows: PyTree,
+    fixed: PyTree,
+) -> jax.Array:
+    """hidden [n, B, C, D], unembedding [V, D], rows [n, B, C, ...] -> f32 [n, B, C]."""
+
+    def one(x: PyTree) -> jax.Array:
+        h, r = x
+        return row(_bend(_multiply(h, unembedding), curve), r, fixed)
+
+    return jax.lax.map(one, (hidden, rows))
+
+
+_streamed = jax.custom_vjp(_stream, nondiff_argnums=(0,))
+
+
+def _forward(row: Row, hidden: Any, unembedding: Any, curve: PyTree, rows: PyTree, fixed: PyTree):
+    # Residuals are arrays, so what is wanted is told by the tree's shape: () is yes, None is no.
+    wanted = tuple(
+        () if any(x.perturbed for x in jax.tree.leaves(part)) else None
+        for part in (hidden, unembedding, curve)
+    )
+    values = custom_vjp_primal_tree_values((hidden, unembedding, curve, rows, fixed))
+    return _streamed(row, *values), (values, wanted)
+
+
+def _backward(row: Row, residuals: PyTree, g: jax.Array):
+    (hidden, unembedding, curve, rows, fixed), wanted = residuals
+    want_hidden, want_unembedding, want_curve = (mark is not None for mark in wanted)
+    # Products of the backward pass take operands as wide as the forward's and sum in float32.
+    operand = jnp.result_type(hidden, unembedding)
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    # The checkpoint is for second derivatives, which would store every piece's logits without it.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one(sums: PyTree, x: PyTree) -> tuple[PyTree, jax.Array | None]:
+        h, r, g_piece = x
+        _, pull = jax.vjp(lambda z, c: row(_bend(z, c), r, fixed), _multiply(h, unembedding), curve)
+        dz, d_curve = pull(g_piece)
+        dz = dz.astype(operand)
+        d_unembedding = einsum("bcv,bcd->vd", dz, h) if want_unembedding else None
+        d_hidden = None
+        if want_hidden:
+            d_hidden = einsum("bcv,vd->bcd", dz, unembedding).astype(hidden.dtype)
+        parts = (d_unembedding, d_curve if want_curve else None)
+        return jax.tree.map(jnp.add, sums, parts), d_hidden
+
+    zeros = (
+        jnp.zeros(unembedding.shape, jnp.float32) if want_unembedding else None,
+        jax.tree.map(jnp.zeros_like, curve) if want_curve else None,
+    )
+    (d_unembedding, d_curve), d_hidden = jax.lax.scan(one, zeros, (hidden, rows, g))
+    if d_unembedding is not None:
+        d_unembedding = d_unembedding.astype(unembedding.dtype)
+    return d_hidden, d_unembedding, d_curve, None, None
+
+
+_streamed.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _extent(head: Head) -> tuple[int, ...]:
+    """(B, T, V)."""
+    if isinstance(head, Logits):
+        return head.z.shape
+    return (*head.hidden.shape[:2], head.unembedding.shape[0])
+
+
+def _check_chunk(chunk: int) -> None:
+    if chunk < 1:
+        raise ValueError(f"chunk: got {chunk}, takes at least 1")
+
+
+def _check_head(name: str, head: Head) -> None:
+    if isinstance(head, Logits):
+        if head.z.ndim != 3:
+            raise ValueError(f"{name}.z: got shape {head.z.shape}, takes [B, T, V]")
+    elif head.hidden.ndim != 3 or head.unembedding.shape[1:] != head.hidden.shape[-1:]:
+        raise ValueError(
+            f"{name}: got hidden {head.hidden.shape} and unembedding {head.unembedding.shape}, "
+            "takes [B, T, D] and [V, D]"
+        )

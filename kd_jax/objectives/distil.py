@@ -1,0 +1,175 @@
+"""Teacher and student: losses on one forward pass of each.
+
+    distil(student, teacher, {"ce": labels(0.1), "kd": soft_labels(0.9, temperature=4.0)})
+
+reads as 0.1 * CE + 0.9 * T^2 * KL(teacher || student) at temperature T (Hinton et al. 2015).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.losses.divergences import forward_kl, reverse_kl
+from kd_jax.losses.features import hint as hint_loss
+from kd_jax.losses.streaming import token_forward_kl
+from kd_jax.objectives.combinators import frozen_weights, own_weights
+from kd_jax.objectives.terms import label_cross_entropy, next_token_nll
+from kd_jax.types import (
+    Batch,
+    Context,
+    Model,
+    ModelOutput,
+    Objective,
+    Output,
+    Policy,
+    Term,
+    weighted_sum,
+)
+
+PyTree = Any
+
+
+class Part(NamedTuple):
+    """One loss between a student's and a teacher's output.
+
+    loss(aux, student, teacher, batch) -> Term.
+    init(key, student, teacher, batch) -> aux: the part's own trainable weights (a projector), from
+        outputs whose leaves may be shapes only.
+    student_taps, teacher_taps: features that the loss reads.
+    """
+
+    loss: Callable[[PyTree, ModelOutput, ModelOutput, Batch], Term]
+    init: Callable[[jax.Array, ModelOutput, ModelOutput, Batch], PyTree] = lambda *_: {}
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+
+
+def distil(
+    student: Model,
+    teacher: Model,
+    parts: Mapping[str, Part],
+    *,
+    metrics: Mapping[str, Callable[[ModelOutput, Batch], Term]] | None = None,
+    policy: Policy = own_weights,
+    teacher_policy: Policy = frozen_weights("teacher"),
+) -> Objective:
+    """The sum of parts on one forward pass of each model; no gradient reaches the teacher.
+
+    The teacher runs in evaluation mode. Its weights are frozen["teacher"] by default, and its own
+    state (BatchNorm statistics) frozen["teacher_state"] where there is one.
+    metrics: of the student's output, as in `supervise`.
+    """
+
+    def taps_of(side: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(t for p in parts.values() for t in getattr(p, side)))
+
+    def run_teacher(params, frozen, batch) -> ModelOutput:
+        weights, state = teacher_policy(params, frozen), frozen.get("teacher_state", {})
+        output = teacher.apply(weights, batch, state=state, taps=taps_of("teacher_taps"))
+        return jax.lax.stop_gradient(output)
+
+    def run_student(params, carry, frozen, batch, key, train) -> ModelOutput:
+        weights, taps = policy(params, frozen), taps_of("student_taps")
+        return student.apply(weights, batch, state=carry, key=key, train=train, taps=taps)
+
+    def init(key, params, frozen, batch):
+        def outputs(params, frozen, batch):
+            own = {"model": params, "aux": {}}
+            return (
+                run_student(own, student.state(), frozen, batch, key, False),
+                run_teacher(own, frozen, batch),
+            )
+
+        of_student, of_teacher = jax.eval_shape(outputs, params, frozen, batch)
+        aux = {
+            name: part.init(jax.random.fold_in(key, i), of_student, of_teacher, batch)
+            for i, (name, part) in enumerate(parts.items())
+        }
+        return aux, student.state()
+
+    def loss(params, carry, frozen, batch, ctx: Context) -> Output:
+        of_student = run_student(params, carry, frozen, batch, ctx.key, ctx.train)
+        of_teacher = run_teacher(params, frozen, batch)
+        aux = params["aux"]
+        return Output(
+            {n: p.loss(aux[n], of_student, of_teacher, batch) for n, p in parts.items()},
+            {n: metric(of_student, batch) for n, metric in (metrics or {}).items()},
+            {},
+            of_student.state,
+        )
+
+    def update(carry, new_params, frozen, output: Output, ctx: Context):
+        return output.state
+
+    return Objective(init, loss, update)
+
+
+def labels(scale: float = 1.0) -> Part:
+    """scale * cross-entropy with batch["targets"] [B], a mean over examples."""
+    return Part(lambda aux, s, t, batch: label_cross_entropy(s, batch)._replace(scale=scale))
+
+
+def tokens(scale: float = 1.0) -> Part:
+    """scale * next-token negative log-likelihood, a mean over tokens."""
+    return Part(lambda aux, s, t, batch: next_token_nll(s, batch)._replace(scale=scale))
+
+
+def soft_labels(scale: float = 1.0, *, temperature: float = 1.0) -> Part:
+    """scale * T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), a mean over examples.
+
+    T^2 keeps the size of the gradient independent of T (Hinton et al. 2015, section 2.1).
+    """
+
+    def loss(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
+        z, target = student.head.logits(), teacher.head.logits()
+        kl = forward_kl(z, target, temperature=temperature)
+        return weighted_sum(kl, batch["weights"], scale * temperature**2)
+
+    return Part(loss)
+
+
+def reverse_soft_labels(scale: float = 1.0, *, temperature: float = 1.0) -> Part:
+    """scale * T^2 * KL(softmax(z_s / T) || softmax(z_t / T)), a mean over examples."""
+
+    def loss(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
+        z, target = student.head.logits(), teacher.head.logits()
+        kl = reverse_kl(z, target, temperature=temperature)
+        return weighted_sum(kl, batch["weights"], scale * temperature**2)
+
+    return Part(loss)
+
+
+def soft_tokens(scale: float = 1.0, *, temperature: float = 1.0) -> Part:
+    """scale * T^2 * KL(teacher || student) at temperature T, a mean over tokens; streamed."""
+
+    def loss(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
+        kl = token_forward_kl(student.head, teacher.head, temperature=temperature)
+        return weighted_sum(kl, batch["weights"], scale * temperature**2)
+
+    return Part(loss)
+
+
+def hint(student_tap: str, teacher_tap: str, scale: float = 1.0) -> Part:
+    """scale * mean((f_s @ W + b - f_t)^2), a mean over examples, with a trained regressor W, b.
+
+    FitNets (Romero et al. 2015), Eq. 3 with a linear regressor over the last axis and a mean
+    instead of half the sum. The regressor is an aux parameter: it is dropped with the rest.
+    """
+
+    def init(key, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> PyTree:
+        d_in = student.taps[student_tap].shape[-1]
+        d_out = teacher.taps[teacher_tap].shape[-1]
+        kernel = jax.random.normal(key, (d_in, d_out)) / jnp.sqrt(d_in)
+        return {"kernel": kernel, "bias": jnp.zeros(d_out)}
+
+    def loss(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
+        feature = student.taps[student_tap]
+        guess = feature @ aux["kernel"].astype(feature.dtype)
+        bias = aux["bias"].reshape((1,) * (guess.ndim - 1) + (-1,))
+        return weighted_sum(
+            hint_loss(guess + bias, teacher.taps[teacher_tap]), batch["weights"], scale
+        )
+
+    return Part(loss, init, (student_tap,), (teacher_tap,))

@@ -1,0 +1,33 @@
+"""From a model's output and a batch to Terms: the pieces that `supervise` and `distil` take.
+
+Each function is (output, batch) -> Term; what is weighed stands in its docstring.
+"""
+
+import jax.numpy as jnp
+
+from kd_jax.losses.classification import accuracy, cross_entropy
+from kd_jax.losses.streaming import token_log_probs
+from kd_jax.types import Batch, ModelOutput, Term, weighted_sum
+
+
+def label_cross_entropy(output: ModelOutput, batch: Batch) -> Term:
+    """-log softmax(z)[target], averaged over examples by batch["weights"] [B]."""
+    return weighted_sum(cross_entropy(output.head.logits(), batch["targets"]), batch["weights"])
+
+
+def label_accuracy(output: ModelOutput, batch: Batch) -> Term:
+    """1[argmax z = target], averaged over examples by batch["weights"] [B]."""
+    return weighted_sum(accuracy(output.head.logits(), batch["targets"]), batch["weights"])
+
+
+def next_token_nll(output: ModelOutput, batch: Batch) -> Term:
+    """-log p(target_t), averaged over tokens by batch["weights"] [B, T]; natural logarithm.
+
+    The mean is over all weighed tokens of the whole batch, not a mean of means per sequence.
+    """
+    return weighted_sum(-token_log_probs(output.head, batch["targets"]), batch["weights"])
+
+
+def sequence_weights(batch: Batch) -> jnp.ndarray:
+    """f32 [B]: 1 for rows with at least one weighed token, 0 for padding rows."""
+    return jnp.any(batch["weights"] != 0, axis=-1).astype(jnp.float32)

@@ -1,0 +1,64 @@
+"""Plots are drawn, small, and not empty; the legend does not lie over the data."""
+
+import math
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from kd_jax.launch.claims import Effect
+from kd_jax.launch.plots import COLOURS, Line, bars, lines, trade_off
+
+
+def colours_in(path) -> set[tuple[int, ...]]:
+    pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int)
+    return set(map(tuple, pixels.reshape(-1, 3)))
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def draw_lines(path):
+    return lines(
+        path,
+        {
+            "KD": Line([0, 1, 2], [1.0, 0.5, 0.2], [0.9, 0.4, 0.1], [1.1, 0.6, 0.3]),
+            "plain": Line([0, 1, 2], [1.0, math.nan, 0.6]),
+        },
+        x="step",
+        y="loss",
+        reference=("teacher", 0.1),
+    )
+
+
+def draw_bars(path):
+    groups = {"digits": {"KD": Effect(0.9, 0.8, 0.95), "plain": 0.7}, "fashion": {"plain": 0.6}}
+    return bars(path, groups, y="accuracy", title="Students")
+
+
+def draw_trade_off(path):
+    series = {"NPO": Line([0.9, 0.5, 0.1], [0.8, 0.7, 0.6]), "retrained": Line([0.1], [0.8])}
+    return trade_off(path, series, x="forget", y="retain")
+
+
+@pytest.mark.parametrize("draw", [draw_lines, draw_bars, draw_trade_off])
+def test_plots_are_small_and_show_each_series(draw, tmp_path):
+    path = draw(tmp_path / "plots" / "plot.png")
+    assert 5_000 < path.stat().st_size < 100_000
+    assert {rgb(COLOURS[0]), rgb(COLOURS[1])} <= colours_in(path)
+
+
+def test_drawing_twice_gives_the_same_file(tmp_path):
+    one, two = draw_lines(tmp_path / "1.png"), draw_lines(tmp_path / "2.png")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_the_legend_stands_below_the_axes(tmp_path):
+    """The first series' colour fills the legend's swatch below the frame of the axes."""
+    path = draw_bars(tmp_path / "plot.png")
+    pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int)
+    mine = np.all(pixels == np.array(rgb(COLOURS[0])), axis=-1).any(1)
+    rows = np.flatnonzero(mine)
+    gaps = np.flatnonzero(np.diff(rows) > 5)
+    assert len(gaps) == 1  # the bar, a gap with the axis labels, the swatch

@@ -1,0 +1,133 @@
+import inspect
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_jax.losses.classification import cross_entropy, label_log_probs
+from kd_jax.losses.divergences import forward_kl
+from kd_jax.losses.preference import dpo
+from kd_jax.losses.unlearning import gradient_ascent, npo, npo_weight
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "unlearning.json").read_text())
+NPO = GOLDEN["npo"]
+POLICY, REFERENCE = jnp.array(NPO["policy"]), jnp.array(NPO["reference"])
+
+
+def test_gradient_ascent_is_minus_cross_entropy():
+    z = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    y = jnp.array([[0, 4, 1], [2, 2, 3]])
+
+    def ascent(z):
+        return gradient_ascent(label_log_probs(z, y)).sum()
+
+    value, grad = jax.value_and_grad(ascent)(z)
+    expected, slope = jax.value_and_grad(lambda z: cross_entropy(z, y).sum())(z)
+    np.testing.assert_allclose(value, -expected, rtol=1e-6)
+    np.testing.assert_allclose(grad, -slope, rtol=1e-6)
+    # One small step of descent on it raises the forget NLL by the step times the squared norm.
+    step = 1e-2
+    raised = cross_entropy(z - step * grad, y).sum() - expected
+    np.testing.assert_allclose(raised, step * jnp.square(grad).sum(), rtol=2e-2)
+
+
+def test_kl_retain():
+    case = GOLDEN["kl_retain"]
+    kl = forward_kl(jnp.array(case["current"]), jnp.array(case["reference"]))
+    np.testing.assert_allclose(kl.mean(), case["mean"], rtol=1e-5)
+
+
+def test_dpo_towards_a_refusal():
+    case = GOLDEN["dpo_refusal"]
+    names = ["chosen", "rejected", "reference_chosen", "reference_rejected"]
+    arrays = [jnp.array(case[name]) for name in names]
+    loss = 2 / case["beta"] * dpo(*arrays, beta=case["beta"])
+    np.testing.assert_allclose(loss, case["two_over_beta_times_dpo"], rtol=1e-5)
+    np.testing.assert_allclose(loss.mean(), case["mean"], rtol=1e-5)
+    same = 2 / case["beta"] * dpo(*arrays[:2], *arrays[:2], beta=case["beta"])
+    np.testing.assert_allclose(same, case["at_the_reference"], rtol=1e-6)
+
+
+def test_npo_values_and_weights():
+    case = NPO["beta_0.1"]
+    loss = npo(POLICY, REFERENCE, beta=0.1)
+    assert loss.shape == (3,)
+    np.testing.assert_allclose(loss, case["values"], rtol=1e-5)
+    np.testing.assert_allclose(loss.mean(), case["mean"], rtol=1e-5)
+    weights = npo_weight(POLICY, REFERENCE, beta=0.1)
+    np.testing.assert_allclose(weights, case["weights"], atol=1e-6)
+    case = NPO["beta_1"]
+    np.testing.assert_allclose(npo(POLICY, REFERENCE, beta=1.0).mean(), case["mean"], rtol=1e-5)
+    weights = npo_weight(POLICY, REFERENCE, beta=1.0)
+    np.testing.assert_allclose(weights, case["weights"], atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [1e-4, 0.1, 10.0])
+def test_npo_at_the_reference(beta):
+    np.testing.assert_allclose(npo(POLICY, POLICY, beta=beta), 2 / beta * np.log(2), rtol=1e-6)
+    np.testing.assert_array_equal(npo_weight(POLICY, POLICY, beta=beta), 1.0)
+
+
+def test_npo_becomes_gradient_ascent_as_beta_falls():
+    beta, case = 1e-4, NPO["beta_0.0001"]
+    less = npo(POLICY, REFERENCE, beta=beta).mean() - 2 / beta * np.log(2)
+    # The constant is 13863, of which float32 keeps 1e-3.
+    np.testing.assert_allclose(less, case["mean_less_constant"], atol=2e-3)
+    np.testing.assert_allclose(case["limit"], (POLICY - REFERENCE).mean(), rtol=1e-6)
+    grad = jax.grad(lambda lp: npo(lp, REFERENCE, beta=beta).sum())(POLICY)
+    np.testing.assert_allclose(grad, 1.0, atol=2e-3)
+
+
+@given(st.floats(-4, 1), st.floats(-3e3, 3e3, width=32), st.floats(-3e3, 0, width=32))
+@settings(max_examples=25, derandomize=True, deadline=None)
+def test_npo_is_stable_and_its_gradient_is_the_weight(log_beta, ratio, reference):
+    beta = 10.0**log_beta
+    policy, reference = jnp.array([ratio + reference]), jnp.array([reference])
+    value, grad = jax.value_and_grad(lambda lp: npo(lp, reference, beta=beta).sum())(policy)
+    r = np.float64(policy[0]) - np.float64(reference[0])
+    np.testing.assert_allclose(value, 2 / beta * np.logaddexp(0, beta * r), rtol=1e-4, atol=1e-30)
+    assert value >= 0
+    np.testing.assert_allclose(grad, npo_weight(policy, reference, beta=beta), rtol=1e-5)
+    assert 0 <= grad[0] <= 2 * (1 + 1e-6)
+
+
+def test_npo_is_dpo_without_the_winner():
+    zeros = jnp.zeros(3)
+    np.testing.assert_allclose(
+        npo(POLICY, REFERENCE, beta=0.3),
+        2 / 0.3 * dpo(zeros, POLICY, zeros, REFERENCE, beta=0.3),
+        rtol=1e-6,
+    )
+
+
+def test_npo_diverges_logarithmically_where_gradient_ascent_diverges_linearly():
+    case = GOLDEN["trajectories"]
+    start = jnp.array([jax.nn.log_sigmoid(0.0)])
+
+    def path(loss):
+        def descend(z, _):
+            z = z - 0.1 * jax.grad(lambda z: loss(jax.nn.log_sigmoid(z)[None]).sum())(z)
+            return z, z
+
+        _, zs = jax.jit(lambda: jax.lax.scan(descend, jnp.float32(0), length=1000))()
+        return zs[np.array(case["steps"]) - 1]
+
+    ascent = path(lambda lp: gradient_ascent(lp[None]))
+    np.testing.assert_allclose(ascent, case["gradient_ascent"], rtol=2e-4)
+    for beta, name in ((1.0, "npo_beta_1"), (0.1, "npo_beta_0.1")):
+        np.testing.assert_allclose(
+            path(lambda lp, beta=beta: npo(lp, start, beta=beta)), case[name], rtol=2e-4
+        )
+
+
+def test_bad_arguments_are_named():
+    for loss in (npo, npo_weight):
+        with pytest.raises(ValueError, match="beta: got -0.1"):
+            loss(POLICY, REFERENCE, beta=-0.1)
+        with pytest.raises(ValueError, match=r"reference_logp: got shape \(1,\)"):
+            inspect.unwrap(loss)(POLICY, REFERENCE[:1], beta=0.1)

@@ -1,0 +1,144 @@
+"""Gradient rules against numbers worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support.linear import assert_trees_close, batch_of, linear_model, squared_error
+
+from kd_jax import gradients, steps
+from kd_jax.objectives.combinators import add, scaled
+from kd_jax.types import Objective, Output, weighted_sum
+
+MODEL = linear_model()
+
+
+def quadratics(targets: dict[str, tuple[float, float]]) -> Objective:
+    """A term |w - target|^2 / 2 for each name; params["model"] = {"w": [2]}."""
+
+    def loss(params, carry, frozen, batch, ctx):
+        return Output(
+            {
+                name: weighted_sum(
+                    0.5
+                    * jnp.sum((params["model"]["w"] - jnp.array(t)) ** 2)
+                    * jnp.ones_like(batch["weights"]),
+                    batch["weights"],
+                )
+                for name, t in targets.items()
+            }
+        )
+
+    return Objective(lambda *_: ({}, {}), loss)
+
+
+def gradient_of(rule, objective, w, key=0, microbatches=1):
+    step = steps.make_train_step(
+        objective, optax.sgd(1.0), gradient=rule, microbatches=microbatches
+    )
+    batch = {"weights": jnp.ones(2)}
+    state = step.init(jax.random.key(key), {"w": jnp.array(w)}, {}, batch)
+    new, metrics = step(state, {}, batch)
+    return np.asarray(state.params["model"]["w"] - new.params["model"]["w"]), metrics
+
+
+def test_plain_is_the_sum_of_the_terms():
+    got, metrics = gradient_of(
+        gradients.plain(), quadratics({"a": (1, 0), "b": (0, 2)}), (0.0, 0.0)
+    )
+    np.testing.assert_allclose(got, [-1, -2])
+    np.testing.assert_allclose(metrics["loss"], 0.5 + 2.0)
+
+
+def test_projection_removes_the_conflict_and_only_a_conflict():
+    # g_a = (1, 0), g_b = (-1, 1): a loses -1/2 of b, b loses -1 of a (the originals).
+    conflict = quadratics({"a": (-1, 0), "b": (1, -1)})
+    got, metrics = gradient_of(gradients.surgery(("a", "b")), conflict, (0.0, 0.0))
+    np.testing.assert_allclose(got, np.array([0.5, 0.5]) + np.array([0.0, 1.0]), rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], 0.5 + 1.0)
+    agreeing = quadratics({"a": (-1, 0), "b": (-1, -1)})
+    got, _ = gradient_of(gradients.surgery(("a", "b")), agreeing, (0.0, 0.0))
+    np.testing.assert_allclose(got, [2, 1], rtol=1e-6)
+
+
+def test_surgery_refuses_to_leave_a_term_out_and_unknown_names():
+    objective = quadratics({"a": (1, 0), "b": (0, 2)})
+    with pytest.raises(ValueError, match="leaves out b"):
+        gradient_of(gradients.surgery(("a",)), objective, (0.0, 0.0))
+    with pytest.raises(ValueError, match="only: got 'c', takes one of a, b"):
+        gradient_of(gradients.surgery(("a", "c")), objective, (0.0, 0.0))
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_sam_takes_the_gradient_nearby(microbatches):
+    """For |w|^2 / 2 the gradient is w, so at w + rho w / |w| it is w (1 + rho / |w|)."""
+    got, metrics = gradient_of(
+        gradients.sam(0.5), quadratics({"a": (0, 0)}), (3.0, 4.0), microbatches=microbatches
+    )
+    np.testing.assert_allclose(got, np.array([3.0, 4.0]) * 1.1, rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], 12.5)
+    with pytest.raises(ValueError, match="radius: got 0"):
+        gradients.sam(0)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_unrolled_differentiates_through_the_inner_steps(microbatches):
+    """phi = w - lr (w - a), twice: d outer / dw = (1 - lr)^2 (phi_2 - b)."""
+    rule = gradients.unrolled(inner="in", outer="out", steps=2, learning_rate=0.25)
+    objective = quadratics({"in": (1, 0), "out": (0, 2)})
+    got, _ = gradient_of(rule, objective, (2.0, 2.0), microbatches=microbatches)
+    phi = np.array([1, 0]) + 0.75**2 * (np.array([2.0, 2.0]) - np.array([1, 0]))
+    np.testing.assert_allclose(got, 0.75**2 * (phi - np.array([0, 2])), rtol=1e-6)
+
+
+def test_masked_coordinates_stay_bitwise_equal_under_decay_and_momentum():
+    batch = batch_of(4)
+    mask = {"kernel": jnp.zeros((3, 4), bool).at[0].set(True), "bias": jnp.zeros(4, bool)}
+    step = steps.make_train_step(
+        squared_error(MODEL), optax.adamw(0.1, weight_decay=0.5), gradient=gradients.masked("mask")
+    )
+    params = MODEL.init(jax.random.key(0))
+    params["kernel"] = params["kernel"].at[1, 0].set(-0.0)
+    state = step.init(jax.random.key(0), params, {"mask": mask}, batch)
+    first = jax.tree.map(jnp.copy, state.params["model"])
+    for _ in range(3):
+        state, _ = step(state, {"mask": mask}, batch)
+    new = state.params["model"]
+    bits = lambda x: np.asarray(x).view(np.uint32)  # noqa: E731
+    assert np.array_equal(bits(new["kernel"][1:]), bits(first["kernel"][1:]))
+    assert np.array_equal(bits(new["bias"]), bits(first["bias"]))
+    assert np.all(np.asarray(new["kernel"][0]) != np.asarray(first["kernel"][0]))
+
+
+def test_projection_of_three_gradients_matches_the_algorithm():
+    """For three tasks the order matters: the result is that of one of the orders."""
+    rng = np.random.default_rng(0)
+    g = rng.normal(size=(3, 5)).astype(np.float32)
+    got = np.asarray(gradients.project_conflicts(list(map(jnp.array, g)), jax.random.key(1)))
+
+    def projected(i, order):
+        x = g[i].copy()
+        for j in order:
+            if j != i and x @ g[j] < 0:
+                x = x - (x @ g[j]) / (g[j] @ g[j]) * g[j]
+        return x
+
+    from itertools import permutations, product
+
+    others = [list(permutations([j for j in range(3) if j != i])) for i in range(3)]
+    results = [sum(projected(i, order) for i, order in enumerate(c)) for c in product(*others)]
+    assert min(np.abs(got - r).max() for r in results) < 1e-5
+
+
+def test_a_component_names_all_its_terms():
+    objective = add(
+        {"a": quadratics({"x": (1, 0), "y": (0, 1)}), "b": scaled(quadratics({"x": (2, 2)}), 0.5)}
+    )
+    whole, _ = gradient_of(gradients.plain(), objective, (5.0, 6.0))
+    parts, _ = gradient_of(
+        gradients.surgery(("a", "b"), lambda grads, key: jax.tree.map(jnp.add, *grads)),
+        objective,
+        (5.0, 6.0),
+    )
+    assert_trees_close(jnp.array(whole), jnp.array(parts))

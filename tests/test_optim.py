@@ -1,0 +1,86 @@
+"""Optimisers: decay by path, clipping, float32 masters, schedules at their corners."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_jax import optim
+
+PARAMS = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
+
+
+def step(tx, params, grads):
+    updates, _ = tx.update(grads, tx.init(params), params)
+    return optax.apply_updates(params, updates)
+
+
+@pytest.mark.parametrize("make", [optim.adamw, optim.sgd, optim.adafactor, optim.muon])
+def test_decay_reaches_kernels_and_not_biases(make):
+    new = step(make(0.1, weight_decay=0.5), PARAMS, ZEROS)
+    assert np.all(np.asarray(new["kernel"]) < 1.0)
+    np.testing.assert_array_equal(new["bias"], PARAMS["bias"])
+
+
+@pytest.mark.parametrize("make", [optim.adamw, optim.sgd, optim.adafactor, optim.muon])
+def test_every_optimiser_descends(make):
+    tx = make(0.05, clip=1.0)
+    params, loss = PARAMS, lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))
+    state = tx.init(params)
+    first = loss(params)
+    for _ in range(30):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    assert float(loss(params)) < 0.7 * float(first)
+
+
+def test_clip_bounds_the_norm_of_the_whole_gradient():
+    grads = {"kernel": 3 * jnp.ones((4, 4)), "bias": jnp.zeros(4)}
+    moved = step(optim.sgd(1.0, clip=2.0), PARAMS, grads)
+    size = optax.tree.norm(jax.tree.map(jnp.subtract, PARAMS, moved))
+    np.testing.assert_allclose(size, 2.0, rtol=1e-6)
+    with pytest.raises(ValueError, match="clip: got 0"):
+        optim.sgd(1.0, clip=0)
+
+
+def test_float32_masters_keep_what_bfloat16_loses():
+    """1 - 100 * 0.001 in bfloat16 steps of 1/128: without masters nothing moves at all."""
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    grads = {"w": jnp.full(3, 0.001, jnp.bfloat16)}
+
+    def run(tx):
+        p, state = params, tx.init(params)
+        for _ in range(100):
+            updates, state = tx.update(grads, state, p)
+            p = optax.apply_updates(p, updates)
+        return p["w"]
+
+    exact = 1 - 100 * float(jnp.bfloat16(0.001))
+    got = run(optim.float32_masters(optim.sgd(1.0)))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, jnp.full(3, exact, jnp.bfloat16))
+    np.testing.assert_array_equal(run(optim.sgd(1.0)), params["w"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "corners"),
+    [
+        (
+            optim.warmup_cosine(2.0, warmup=4, steps=12, final=0.5),
+            {0: 0, 2: 1, 4: 2, 8: 1.25, 12: 0.5},
+        ),
+        (optim.linear(2.0, warmup=4, steps=12), {0: 0, 4: 2, 8: 1, 12: 0}),
+        (optim.wsd(2.0, warmup=2, decay=4, steps=12), {0: 0, 2: 2, 8: 2, 10: 1, 12: 0}),
+        (optim.linear(2.0, warmup=0, steps=4), {0: 2, 4: 0}),
+    ],
+)
+def test_schedules_at_their_corners(schedule, corners):
+    for at, value in corners.items():
+        np.testing.assert_allclose(schedule(at), value, atol=1e-6)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match="warmup: got 12, takes 0 to fewer than steps=12"):
+        optim.linear(1.0, warmup=12, steps=12)

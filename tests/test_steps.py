@@ -1,0 +1,192 @@
+"""Steps: exact accumulation, what is checked, wrappers, one trace, many devices."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from support.linear import assert_trees_close, batch_of, linear_model, squared_error
+
+from kd_jax import steps
+from kd_jax.objectives.combinators import add, on, scheduled
+from kd_jax.objectives.supervise import supervise
+from kd_jax.objectives.terms import label_accuracy, label_cross_entropy
+from kd_jax.types import Objective, Output, Term, weighted_sum
+
+MODEL = linear_model()
+KEY = jax.random.key(3)
+
+
+def start(step, batch, frozen=None):
+    return step.init(KEY, MODEL.init(jax.random.key(0)), frozen or {}, batch)
+
+
+def test_term_is_a_weighted_mean_and_zero_without_weight():
+    term = weighted_sum(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([1.0, 0.0, 3.0]), 2.0)
+    assert float(term.value) == 2.0 * 10.0 / 4.0
+    gradient = jax.grad(lambda x: weighted_sum(x, jnp.zeros(2)).value)(jnp.ones(2))
+    assert float(weighted_sum(jnp.ones(2), jnp.zeros(2)).value) == 0.0
+    assert np.array_equal(gradient, np.zeros(2))
+    with pytest.raises(ValueError, match="weights: got shape"):
+        weighted_sum(jnp.ones(2), jnp.ones((2, 1)))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_microbatches_change_nothing(count):
+    """A mean of microbatch means would differ: the weights are uneven."""
+    batch = batch_of(8)
+    objective = add(
+        {
+            "label": supervise(MODEL, {"ce": label_cross_entropy}, metrics={"hit": label_accuracy}),
+            "size": scheduled(squared_error(MODEL), lambda step: 0.1 * (step + 1)),
+        }
+    )
+    rows = {}
+
+    def keep_rows(carry, new_params, frozen, output, ctx):
+        rows["rows"] = output.rows
+        return carry
+
+    results = []
+    for k in (1, count):
+        seen = objective._replace(update=keep_rows)
+        step = steps.make_train_step(seen, optax.adam(0.1), microbatches=k)
+        state = start(step, batch)
+        state, metrics = step(state, {}, batch)
+        results.append((state, metrics, rows["rows"]))
+    assert_trees_close(*results)
+
+
+def test_microbatch_values_by_hand():
+    """The loss is the whole batch's weighted mean, and the update follows its gradient."""
+    batch, step = (
+        batch_of(4),
+        steps.make_train_step(squared_error(MODEL), optax.sgd(1.0), microbatches=2),
+    )
+    state = start(step, batch)
+
+    def loss(params):
+        z = batch["inputs"] @ params["kernel"] + params["bias"][None]
+        return jnp.average(((z - 1.0) ** 2).mean(-1), weights=batch["weights"])
+
+    value, slope = jax.value_and_grad(loss)(state.params["model"])
+    new, metrics = step(state, {}, batch)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    expected = jax.tree.map(lambda p, g: p - g, state.params["model"], slope)
+    assert_trees_close(new.params["model"], expected)
+    assert int(new.step) == 1
+
+
+def test_refusals_are_raised_when_built_or_traced():
+    coupled = squared_error(MODEL)._replace(whole_batch=True)
+    with pytest.raises(ValueError, match="couples the examples"):
+        steps.make_train_step(coupled, optax.sgd(1.0), microbatches=2)
+    with pytest.raises(ValueError, match="microbatches: got 0"):
+        steps.make_train_step(coupled, optax.sgd(1.0), microbatches=0)
+    step = steps.make_train_step(squared_error(MODEL), optax.sgd(1.0), microbatches=3)
+    with pytest.raises(ValueError, match="microbatches: got 3, takes a divisor"):
+        step(start(step, batch_of(4)), {}, batch_of(4))
+
+
+@pytest.mark.parametrize("source", ["params", "carry"])
+def test_a_weight_that_depends_on_params_or_carry_is_refused(source):
+    def loss(params, carry, frozen, batch, ctx):
+        by = params["model"]["bias"].sum() if source == "params" else carry["scale"]
+        return Output({"bad": Term(params["model"]["kernel"].sum(), 1.0 + by)})
+
+    objective = Objective(lambda *_: ({}, {"scale": jnp.float32(2)}), loss)
+    step = steps.make_train_step(objective, optax.sgd(1.0))
+    with pytest.raises(ValueError, match="the weight of bad depends on params, carry"):
+        step(start(step, batch_of(4)), {}, batch_of(4))
+
+
+def test_trains_leaves_the_rest_bitwise_and_without_optimiser_state():
+    batch = batch_of(4)
+    step = steps.make_train_step(squared_error(MODEL), optax.adam(0.1), trains="model/kernel")
+    state = start(step, batch)
+    new, _ = step(state, {}, batch)
+    assert np.array_equal(new.params["model"]["bias"], state.params["model"]["bias"])
+    assert not np.array_equal(new.params["model"]["kernel"], state.params["model"]["kernel"])
+    assert all(np.shape(x) in ((), (3, 4)) for x in jax.tree.leaves(state.opt_state))
+
+
+def test_one_trace_for_many_steps_and_the_same_numbers_under_jit():
+    batch, step = batch_of(4), steps.make_train_step(squared_error(MODEL), optax.adam(0.1))
+    jitted = jax.jit(chex.assert_max_traces(step.apply, 1), donate_argnums=0)
+    plain, fast = start(step, batch), start(step, batch)
+    for _ in range(3):
+        plain, _ = step(plain, {}, batch)
+        fast, _ = jitted(fast, {}, batch)
+    assert_trees_close(plain, fast)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+def test_eight_devices_give_the_same_numbers(shape):
+    batch, step = (
+        batch_of(8),
+        steps.make_train_step(
+            supervise(MODEL, {"ce": label_cross_entropy}), optax.adam(0.1), microbatches=1
+        ),
+    )
+    expected = step(start(step, batch), {}, batch)
+    mesh = Mesh(
+        np.array(jax.devices()).reshape(shape), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2
+    )
+    state = jax.device_put(start(step, batch), NamedSharding(mesh, P()))
+    columns = NamedSharding(mesh, P(None, "tensor" if shape[1] > 1 else None))
+    model = state.params["model"] | {
+        "kernel": jax.device_put(state.params["model"]["kernel"], columns)
+    }
+    state = state._replace(params={"model": model, "aux": {}})
+    got = jax.jit(step.apply)(state, {}, jax.device_put(batch, NamedSharding(mesh, P("data"))))
+    assert_trees_close(expected, got)
+
+
+def test_eval_step_returns_sums_and_does_not_train():
+    batch = batch_of(6)
+    evaluate = steps.make_eval_step(supervise(MODEL, {"ce": label_cross_entropy}))
+    params = {"model": MODEL.init(jax.random.key(0)), "aux": {}}
+    halves = [jax.tree.map(lambda x, i=i: x[i::2], batch) for i in range(2)]
+    whole = evaluate(params, {}, {}, batch).terms["ce"]
+    parts = [evaluate(params, {}, {}, half).terms["ce"] for half in halves]
+    np.testing.assert_allclose(whole.total, sum(p.total for p in parts), rtol=1e-6)
+    np.testing.assert_allclose(whole.weight, sum(p.weight for p in parts), rtol=1e-6)
+
+
+def test_ema_follows_the_recurrence():
+    batch = batch_of(4)
+    step = steps.with_ema(steps.make_train_step(squared_error(MODEL), optax.sgd(0.1)), 0.9)
+    state = start(step, batch)
+    first = state.params["model"]["bias"]
+    expected = first
+    for _ in range(3):
+        state, _ = step(state, {}, batch)
+        expected = 0.9 * expected + 0.1 * state.params["model"]["bias"]
+    np.testing.assert_allclose(state.carry["ema"]["bias"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="decay: got 1.0"):
+        steps.with_ema(step, 1.0)
+
+
+def test_guard_keeps_the_last_good_state_and_names_the_first_bad_step():
+    batch = batch_of(4)
+    step = steps.guard_non_finite(steps.make_train_step(squared_error(MODEL), optax.adam(0.1)))
+    state = start(step, batch)
+    good, metrics = step(state, {}, batch)
+    assert int(metrics["first_bad_step"]) == -1
+    bad = batch | {"inputs": batch["inputs"].at[1, 0].set(jnp.inf)}
+    held, metrics = step(good, {}, bad)
+    assert int(metrics["first_bad_step"]) == 1
+    after, metrics = step(held, {}, batch)
+    assert int(metrics["first_bad_step"]) == 1
+    for name in ("params", "opt_state", "step"):
+        assert_trees_close(getattr(after, name), getattr(good, name), rtol=0, atol=0)
+
+
+def test_parts_of_a_batch_that_are_missing_are_named():
+    step = steps.make_train_step(on("forget", squared_error(MODEL)), optax.sgd(1.0))
+    with pytest.raises(ValueError, match="takes 'forget'"):
+        start(step, {"retain": batch_of(4)})
+        step(start(step, {"forget": batch_of(4)}), {}, {"retain": batch_of(4)})
