@@ -4,6 +4,13 @@ The types and the step builders are re-exported here; everything else is importe
 stands: `from kd_jax.losses import unlearning`. Importing this package starts no backend.
 """
 
+from kd_jax.steps import (
+    guard_non_finite,
+    make_eval_step,
+    make_train_step,
+    sequence,
+    with_ema,
+)
 from kd_jax.types import (
     Context,
     Factored,
@@ -34,6 +41,11 @@ __all__ = [
     "Term",
     "TrainState",
     "TrainStep",
+    "guard_non_finite",
     "keep",
+    "make_eval_step",
+    "make_train_step",
+    "sequence",
     "weighted_sum",
+    "with_ema",
 ]

@@ -89,7 +89,9 @@ def parse(module: ModuleType, name: str, argv: Sequence[str]) -> Command:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"{_one_line(boxed.getvalue(), default)}; {program} {chosen} --help lists all flags") from None
+        raise UserError(
+            f"{_one_line(boxed.getvalue(), default)}; {program} {chosen} --help lists all flags"
+        ) from None
     except ValueError as error:  # a config that refuses its values
         raise UserError(str(error)) from None
     if not isinstance(got.config, module.Config):
@@ -115,7 +117,11 @@ def _FIELDS(config: type) -> list[tuple[str, Any, Any]]:
         ),
         (
             "list_stages",
-            *flag(tyro.conf.FlagCreatePairsOff[bool], False, "Run nothing: say which stages are finished."),
+            *flag(
+                tyro.conf.FlagCreatePairsOff[bool],
+                False,
+                "Run nothing: say which stages are finished.",
+            ),
         ),
     ]
 

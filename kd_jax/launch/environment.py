@@ -71,7 +71,11 @@ def git_state() -> dict[str, Any] | None:
 
     try:
         tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))} if tracked else None
+        return (
+            {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+            if tracked
+            else None
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 

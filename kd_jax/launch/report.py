@@ -1,7 +1,7 @@
 """Writes REPRODUCTIONS.md from the published results.
 
-    python -m kd_jax.launch.report            # writes it
-    python -m kd_jax.launch.report --check    # exit code 1 if it is not up to date
+python -m kd_jax.launch.report            # writes it
+python -m kd_jax.launch.report --check    # exit code 1 if it is not up to date
 """
 
 import argparse
@@ -64,7 +64,9 @@ def _row(claim: dict[str, Any], preset: str) -> str:
 def _made(place: Path, folder: Path, data: dict[str, Any]) -> str:
     environment = json.loads((place / "environment.json").read_text())
     git = environment["git"]
-    commit = "no commit" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")
+    commit = (
+        "no commit" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")
+    )
     devices = environment["devices"]
     link = "experiments/results/" + place.relative_to(folder).as_posix()
     minutes = data["seconds"] / 60

@@ -121,9 +121,7 @@ def depends_on(stage: Stage, identity: Mapping[str, Any]) -> Any:
 
 def evaluations_due(training: Training, step: int) -> list[Evaluation]:
     """The evaluations to make at a step: the first, each `every`-th and the last."""
-    return [
-        e for e in training.evaluations if step % e.every == 0 or step in (0, training.steps)
-    ]
+    return [e for e in training.evaluations if step % e.every == 0 or step in (0, training.steps)]
 
 
 def frozen_abstract(training: Training) -> Mapping[str, Any]:
@@ -159,4 +157,6 @@ def check(name: str, training: Training) -> None:
             )
     unknown = set(training.frozen_rules) - set(frozen_abstract(training))
     if unknown:
-        raise ValueError(f"stage {name}: frozen_rules names {', '.join(sorted(unknown))}, not in frozen")
+        raise ValueError(
+            f"stage {name}: frozen_rules names {', '.join(sorted(unknown))}, not in frozen"
+        )

@@ -47,7 +47,9 @@ def as_markdown(table: Table) -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
     rows = [line([cell(row.get(name)) for name in names]) for row in table.rows]
-    return "\n".join([f"**{table.title}**", "", line(names), "|" + " --- |" * len(names), *rows, ""])
+    return "\n".join(
+        [f"**{table.title}**", "", line(names), "|" + " --- |" * len(names), *rows, ""]
+    )
 
 
 def as_csv(table: Table) -> str:
