@@ -42,7 +42,7 @@ def _presets(tree: ast.Module) -> tuple[str, ...] | None:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(t, ast.Name) and t.id == "PRESETS" for t in targets):
             keys = getattr(getattr(node, "value", None), "keys", [])
-            return tuple(k.value for k in keys if isinstance(k, ast.Constant))
+            return tuple(str(k.value) for k in keys if isinstance(k, ast.Constant))
     return None
 
 

@@ -58,7 +58,7 @@ def collate_qa(
     beginning-of-sequence token), an empty answer without EOS, a prompt that leaves no room for
     the answer, a negative id.
     """
-    _check_ids(length, eos_id, pad_id)
+    check_ids(length, eos_id, pad_id)
     inputs = np.full((len(examples), length), pad_id, np.int32)
     targets = np.full((len(examples), length), pad_id, np.int32)
     weights = np.zeros((len(examples), length), np.float32)
@@ -112,7 +112,7 @@ def collate_text(
     i * T + 1 to (i + 1) * T of the stream, so every token but the first is a target once. Only
     the last row is padded. Rows cross document boundaries; `packing.pack` keeps them apart.
     """
-    _check_ids(length, eos_id, pad_id)
+    check_ids(length, eos_id, pad_id)
     end = [] if eos_id is None else [eos_id]
     parts = [np.asarray([*document, *end], np.int64) for document in documents]
     stream = np.concatenate(parts) if parts else np.zeros(0, np.int64)
@@ -135,7 +135,8 @@ def collate_text(
     }
 
 
-def _check_ids(length: int, eos_id: int | None, pad_id: int) -> None:
+def check_ids(length: int, eos_id: int | None, pad_id: int) -> None:
+    """ValueError where a row's length or a special id is out of range."""
     if length < 1:
         raise ValueError(f"length: got {length}, takes at least 1")
     if pad_id < 0 or (eos_id is not None and eos_id < 0):

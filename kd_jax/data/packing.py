@@ -20,7 +20,7 @@ def pack(
     `members` i32[B, T] is the number of the example at each place, -1 on padding; index is the
     row's number.
     """
-    collate._check_ids(length, eos_id, pad_id)
+    collate.check_ids(length, eos_id, pad_id)
     cut = [
         collate.shifted(e, i, length=length, eos_id=eos_id) for i, e in enumerate(examples)
     ]

@@ -16,18 +16,22 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from kd_jax.launch import weights
+from kd_jax.launch import runtime, weights
 from kd_jax.launch.config import plain
 from kd_jax.launch.weights import Weights
 
 PyTree = Any
+
+
+class NotPlanned(ValueError):
+    """A stage asks for what only a run can know."""
 
 
 class Artefact:
@@ -46,11 +50,16 @@ class Artefact:
         self.folder = folder
         self._abstract = abstract
 
+    @property
+    def run(self) -> Path:
+        """The folder of the run that made it."""
+        return self._folder().parent.parent
+
     def weights(self) -> Weights:
         """ValueError where the stage saved no tree."""
         if self.folder is None:
             if self._abstract is None:
-                raise ValueError(f"stage {self.name}: the shapes of its result are not known")
+                raise NotPlanned(f"stage {self.name}: the shapes of its result are not known")
             return Weights(self._abstract, self._planned)
         if not (self.folder / "tree").exists():
             raise ValueError(f"stage {self.name} saved no arrays: {self.folder}")
@@ -85,11 +94,11 @@ class Artefact:
 
     def _folder(self) -> Path:
         if self.folder is None:
-            raise ValueError(f"stage {self.name}: its values are not known while planning")
+            raise NotPlanned(f"stage {self.name}: its values are not known while planning")
         return self.folder
 
     def _planned(self, _: PyTree) -> PyTree:
-        raise ValueError(f"stage {self.name}: its arrays do not exist while planning")
+        raise NotPlanned(f"stage {self.name}: its arrays do not exist while planning")
 
 
 class Place(NamedTuple):
@@ -122,17 +131,23 @@ def finish(
 ) -> Artefact:
     """Writes the artefact and removes the partial folder. Every process calls it."""
     fresh = where.partial / "artefact"
-    _alone(lambda: _clear(fresh, where.final), "clear")
+
+    def clear() -> None:
+        for folder in (fresh, where.final):
+            if folder.exists():
+                shutil.rmtree(folder)
+        fresh.mkdir(parents=True)
+
+    _alone(clear, "clear")
     if tree is not None:
         from orbax.checkpoint import v1
 
-        v1.save((fresh / "tree").absolute(), tree)
+        v1.save(str((fresh / "tree").absolute()), tree)
 
     def write() -> None:
-        fresh.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(plain(point), allow_nan=False) + "\n" for point in history]
         (fresh / "history.jsonl").write_text("".join(lines))
-        np.savez(fresh / "rows.npz", **{name: np.asarray(row) for name, row in rows.items()})
+        write_rows(fresh / "rows.npz", rows)
         fresh.rename(where.final)
         write_json(where.final / "artefact.json", about)
         shutil.rmtree(where.partial)
@@ -146,6 +161,14 @@ def write_json(path: Path, data: Any) -> None:
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     os.replace(new, path)
+
+
+def write_rows(path: Path, rows: Mapping[str, np.ndarray]) -> None:
+    """An .npz file; unlike np.savez, it takes any name ("file") and refuses objects."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, row in rows.items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asarray(row), allow_pickle=False)
 
 
 class Points:
@@ -163,14 +186,19 @@ class Points:
     def has(self, step: int, name: str) -> bool:
         return f"{step}-{name}" in self._done
 
+    def read(self, step: int, name: str) -> dict[str, float]:
+        """The numbers of one evaluation."""
+        numbers = json.loads((self._folder / f"{step}-{name}.json").read_text())
+        return {key: float(value) for key, value in numbers.items()}
+
     def add(self, step: int, name: str, found: Mapping[str, Any]) -> dict[str, float]:
         """Keeps one evaluation; returns its numbers."""
         arrays = {k: np.asarray(v) for k, v in found.items() if np.ndim(v) > 0}
         numbers = {k: float(v) for k, v in found.items() if np.ndim(v) == 0}
-        if jax.process_index() == 0:
+        if runtime.is_main():
             self._folder.mkdir(parents=True, exist_ok=True)
             if arrays:
-                np.savez(self._folder / f"{step}-{name}.npz", **arrays)
+                write_rows(self._folder / f"{step}-{name}.npz", arrays)
             write_json(self._folder / f"{step}-{name}.json", numbers)
         self._done.add(f"{step}-{name}")
         return numbers
@@ -190,17 +218,8 @@ class Points:
         return [history[step] for step in sorted(history)], rows
 
 
-def _clear(*folders: Path) -> None:
-    for folder in folders:
-        if folder.exists():
-            shutil.rmtree(folder)
-
-
-def _alone(f: Any, what: str) -> None:
+def _alone(f: Callable[[], None], what: str) -> None:
     """Runs f on the first process; the others wait for it."""
-    if jax.process_index() == 0:
+    if runtime.is_main():
         f()
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"artefact: {what}")
+    runtime.barrier(f"artefact: {what}")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import tyro
 
+from kd_jax.launch.config import Settings
 from kd_jax.launch.errors import UserError
 
 
@@ -52,6 +53,8 @@ def load(name: str) -> ModuleType:
     ]
     if missing:
         raise UserError(f"{name} is no experiment: it has no {', '.join(missing)}")
+    if not issubclass(module.Config, Settings):
+        raise TypeError(f"{name}.Config: takes a subclass of kd_jax.launch.config.Settings")
     return module
 
 
@@ -75,7 +78,9 @@ def parse(module: ModuleType, name: str, argv: Sequence[str]) -> Command:
     elif chosen.startswith("-"):
         raise UserError(f"the preset comes first, before {chosen}: {', '.join(module.PRESETS)}")
     default = preset(module, chosen)
-    flags = dataclasses.make_dataclass("Flags", _FIELDS(type(default)), frozen=True, kw_only=True)
+    flags = dataclasses.make_dataclass(
+        "Flags", _flag_fields(type(default)), frozen=True, kw_only=True
+    )
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
@@ -94,35 +99,27 @@ def parse(module: ModuleType, name: str, argv: Sequence[str]) -> Command:
         ) from None
     except ValueError as error:  # a config that refuses its values
         raise UserError(str(error)) from None
-    if not isinstance(got.config, module.Config):
-        raise UserError(f"preset {chosen} of {name} is no Config of this module")
     return Command(chosen, got.config, got.workdir, got.plan, got.list_stages)
 
 
-def _FIELDS(config: type) -> list[tuple[str, Any, Any]]:
-    def flag(kind: Any, default: Any, help: str) -> tuple[Any, Any]:
-        return Annotated[kind, tyro.conf.arg(help=help)], dataclasses.field(default=default)
+def _flag_fields(config: type) -> list[tuple[str, Any, Any]]:
+    """The fields of the whole command line: those of the config, unprefixed, and a run's own."""
 
+    def flag(name: str, kind: Any, default: Any, help: str) -> tuple[str, Any, Any]:
+        return name, Annotated[kind, tyro.conf.arg(help=help)], dataclasses.field(default=default)
+
+    off = tyro.conf.FlagCreatePairsOff[bool]
     return [
         ("config", Annotated[config, tyro.conf.arg(name="")], dataclasses.field()),
-        ("workdir", *flag(str | None, None, "Folder of the run; the only one it writes to.")),
-        (
+        flag("workdir", str | None, None, "Folder of the run; the only one it writes to."),
+        flag(
             "plan",
-            *flag(
-                str | None,
-                None,
-                "Run nothing: compile each training step for this topology (cpu:8, v5p:2x2x1) "
-                "and say whether it fits.",
-            ),
+            str | None,
+            None,
+            "Run nothing: compile each training step for this topology (cpu:8, v5p:2x2x1) and say "
+            "whether it fits.",
         ),
-        (
-            "list_stages",
-            *flag(
-                tyro.conf.FlagCreatePairsOff[bool],
-                False,
-                "Run nothing: say which stages are finished.",
-            ),
-        ),
+        flag("list_stages", off, False, "Run nothing: say which stages are finished."),
     ]
 
 

@@ -74,8 +74,9 @@ def plain(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, functools.partial):
         return {"function": plain(value.func), "args": plain(value.args), **plain(value.keywords)}
-    if hasattr(value, "tolist"):  # numpy and jax arrays and scalars
-        return plain(value.tolist())
+    to_list = getattr(value, "tolist", None)  # numpy and jax arrays and scalars
+    if callable(to_list):
+        return plain(to_list())
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON")

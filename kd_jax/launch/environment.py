@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "jax jaxlib libtpu flax optax orbax-checkpoint grain tensorflow-datasets chex tyro numpy scipy "
-    "safetensors tokenizers gguf scikit-learn"
-).split()
+    *("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "chex"),
+    *("tensorflow-datasets", "tyro", "numpy", "scipy", "safetensors", "tokenizers", "gguf"),
+    "scikit-learn",
+)
 _ABSOLUTE = re.compile(r"(?<![\w.])(?:[a-z0-9]+:/)?(?:/|~/)[^\s'\",;:=]+", re.IGNORECASE)
 
 
@@ -70,12 +71,9 @@ def git_state() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-        return (
-            {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-            if tracked
-            else None
-        )
+        # Installed inside somebody else's repository, we are not tracked: its commit is not ours.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
 

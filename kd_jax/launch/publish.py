@@ -6,7 +6,6 @@ and writes REPRODUCTIONS.md anew. Absolute paths and bucket names in what is pub
 their last part.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax.launch import report
+from kd_jax.launch.artefacts import write_json
+from kd_jax.launch.cli import Parser
 from kd_jax.launch.environment import scrub
 from kd_jax.launch.errors import UserError
 
@@ -71,10 +72,6 @@ def trim(lines: Sequence[str], limit: int = METRIC_LINES) -> list[str]:
     return [lines[round(i * (len(lines) - 1) / (limit - 1))] for i in range(limit)]
 
 
-def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
 def _read(path: Path, question: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
@@ -85,11 +82,11 @@ def _read(path: Path, question: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kd_jax.launch.publish", description=__doc__)
+    parser = Parser(prog="python -m kd_jax.launch.publish", description=__doc__)
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--into", default="experiments/results")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         target, left_out = publish(arguments.run, arguments.into)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,13 +4,14 @@ python -m kd_jax.launch.report            # writes it
 python -m kd_jax.launch.report --check    # exit code 1 if it is not up to date
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_jax.launch.cli import Parser
+from kd_jax.launch.errors import UserError
 from kd_jax.launch.tables import cell
 
 HEAD = """# Reproductions
@@ -43,7 +44,7 @@ def render(results: str | Path) -> str:
                         f"- *{claim['verdict']}* ({data['preset']}): {claim['statement']} "
                         f"Tried: {claim['tried']}"
                     )
-            made.append(_made(place, folder, data))
+            made.append(_made(place, data))
         parts.append("\n".join(rows) + "\n")
         if notes:
             parts.append("\n".join(notes) + "\n")
@@ -61,27 +62,30 @@ def _row(claim: dict[str, Any], preset: str) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
-def _made(place: Path, folder: Path, data: dict[str, Any]) -> str:
+def _made(place: Path, data: dict[str, Any]) -> str:
     environment = json.loads((place / "environment.json").read_text())
     git = environment["git"]
-    commit = (
-        "no commit" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")
-    )
+    commit = "no commit"
+    if git is not None:
+        commit = git["commit"][:10] + (" with changes" if git["dirty"] else "")
     devices = environment["devices"]
-    link = "experiments/results/" + place.relative_to(folder).as_posix()
     minutes = data["seconds"] / 60
     return (
-        f"- [{data['preset']}]({link}): {environment['date'][:10]}, {commit}, "
+        f"- [{data['preset']}]({place.as_posix()}): {environment['date'][:10]}, {commit}, "
         f"{devices['count']} x {devices['kind']}, {minutes:.1f} minutes"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kd_jax.launch.report", description=__doc__)
+    parser = Parser(prog="python -m kd_jax.launch.report", description=__doc__)
     parser.add_argument("--results", default="experiments/results")
     parser.add_argument("--into", default="REPRODUCTIONS.md")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if stale")
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     text, file = render(arguments.results), Path(arguments.into)
     if arguments.check:
         fresh = file.exists() and file.read_text() == text

@@ -5,14 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.config import digest
-from kd_jax.launch.weights import Weights
+from kd_jax.launch.errors import UserError
+from kd_jax.launch.sharding import Rules, batch_sharding, shard_tree, with_shardings
+from kd_jax.launch.weights import Weights, abstract_state
+from kd_jax.steps import guard_non_finite
 from kd_jax.types import Batch, Frozen, Params, TrainState, TrainStep
 
 PyTree = Any
-Rules = Sequence[tuple[str, Any]]
+REPLICATED: Rules = ((".*", ()),)  # every leaf on every device
 
 
 class Evaluation(NamedTuple):
@@ -39,7 +43,8 @@ class Training(NamedTuple):
     mapping of what is read and not trained (`weights.joined(reference=..., mask=...)`), or None.
     batches(step, rows): this process's rows of the global batch, numpy arrays. batch: the shapes
     of one global batch. rules: (path pattern, logical axis names) for the model's part of params;
-    frozen_rules: the same for each entry of frozen, `rules` where it is not named.
+    frozen_rules: the same for each entry of frozen, `rules` where it is not named; extra_rules: for
+    paths "aux/...", "carry/..." and "opt_state/..." that should not replicate.
     prepare(state, frozen, batch) -> batch, every `prepare_every` steps, or None.
     result(state, frozen) -> what the artefact keeps, or None for nothing.
     """
@@ -53,6 +58,7 @@ class Training(NamedTuple):
     rules: Rules
     frozen: Weights | None = None
     frozen_rules: Mapping[str, Rules] = {}
+    extra_rules: Rules = ()
     seed: int = 0
     evaluations: Sequence[Evaluation] = ()
     prepare: Callable[[TrainState, Frozen, Batch], Batch] | None = None
@@ -119,24 +125,73 @@ def depends_on(stage: Stage, identity: Mapping[str, Any]) -> Any:
     return identity if stage.depends is None else stage.depends
 
 
-def evaluations_due(training: Training, step: int) -> list[Evaluation]:
-    """The evaluations to make at a step: the first, each `every`-th and the last."""
-    return [e for e in training.evaluations if step % e.every == 0 or step in (0, training.steps)]
+class Placed(NamedTuple):
+    """A training's guarded step and the shapes of all that it takes, with their shardings."""
+
+    step: TrainStep
+    state: TrainState
+    frozen: Frozen
+    batch: PyTree
 
 
-def frozen_abstract(training: Training) -> Mapping[str, Any]:
+def placed(name: str, training: Training, mesh: Mesh) -> Placed:
+    """What is run, and what is planned; no array is made.
+
+    Raises ValueError for a training that contradicts itself, UserError where the mesh does not
+    divide it.
+    """
+    _check(name, training)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if training.batch_size % ways:
+        raise UserError(
+            f"stage {name}: batch size {training.batch_size} does not divide over "
+            f"--mesh.data {mesh.shape['data']} * --mesh.fsdp {mesh.shape['fsdp']}"
+        )
+    step = guard_non_finite(training.step)
+    shapes = _frozen_shapes(training)
+    frozen = {
+        key: with_shardings(
+            part, shard_tree(part, training.frozen_rules.get(key, training.rules), mesh)
+        )
+        for key, part in shapes.items()
+    }
+    rows = batch_sharding(mesh)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), training.batch
+    )
+    state = abstract_state(
+        step,
+        training.weights,
+        shapes,
+        training.batch,
+        rules=training.rules,
+        mesh=mesh,
+        extra=training.extra_rules,
+    )
+    return Placed(step, state, frozen, batch)
+
+
+def inner(state: TrainState) -> TrainState:
+    """The state of the step as the experiment made it, without the guard's."""
+    return state._replace(carry=state.carry["inner"])
+
+
+def materialise(weights: Weights, mesh: Mesh, rules: Rules = REPLICATED) -> PyTree:
+    """The arrays of `weights` on the mesh: for the `run` of a Compute."""
+    shapes = weights.abstract
+    return weights.make(with_shardings(shapes, shard_tree(shapes, rules, mesh)))
+
+
+def mesh_of(tree: PyTree) -> Mesh:
+    """The mesh that a tree of arrays lies on: for evaluations, which are given params."""
+    return jax.tree.leaves(tree)[0].sharding.mesh
+
+
+def _frozen_shapes(training: Training) -> Mapping[str, Any]:
     return {} if training.frozen is None else training.frozen.abstract
 
 
-def state_abstract(training: Training, step: TrainStep) -> TrainState:
-    """The shapes of the training's state under `step`; no array is made."""
-    key = jax.eval_shape(jax.random.key, training.seed)
-    return jax.eval_shape(
-        step.init, key, training.weights.abstract, frozen_abstract(training), training.batch
-    )
-
-
-def check(name: str, training: Training) -> None:
+def _check(name: str, training: Training) -> None:
     """ValueError where batch, batch_size, steps or evaluations of a training contradict."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(training.batch):
         if leaf.shape[0] != training.batch_size:
@@ -155,7 +210,7 @@ def check(name: str, training: Training) -> None:
                 f"stage {name}: evaluation {e.name!r} every {e.every}: takes a name without / and "
                 "at least 1"
             )
-    unknown = set(training.frozen_rules) - set(frozen_abstract(training))
+    unknown = set(training.frozen_rules) - set(_frozen_shapes(training))
     if unknown:
         raise ValueError(
             f"stage {name}: frozen_rules names {', '.join(sorted(unknown))}, not in frozen"

@@ -40,7 +40,10 @@ def test_predicates(predicate, effect, expected):
     assert predicate(Effect(*effect)) is expected
 
 
-def claim(effect, holds=above(0.0)):
+POSITIVE = above(0.0)
+
+
+def claim(effect, holds=POSITIVE):
     return Claim("Student above.", "Table 1", "98.9", effect, holds, "more seeds")
 
 
@@ -101,7 +104,7 @@ def test_text_aligns_numbers_to_the_right():
     assert as_text(TABLE).splitlines() == [
         "Accuracy",
         "",
-        "method                    accuracy  steps  note",
+        "method                   accuracy  steps  note",
         "kd            0.9877 [0.97, 0.99]    100     –",
         "plain | hard                  0.9      –     –",
     ]

@@ -21,7 +21,9 @@ def test_golden_value():
 
 def test_uniform_is_log_classes_and_shift_changes_nothing():
     labels = jnp.array([[3, 0], [1, 2]])
-    np.testing.assert_allclose(cross_entropy(jnp.full((2, 2, 5), 7.0), labels), np.log(5), rtol=1e-6)
+    np.testing.assert_allclose(
+        cross_entropy(jnp.full((2, 2, 5), 7.0), labels), np.log(5), rtol=1e-6
+    )
     z = jax.random.normal(jax.random.key(0), (2, 2, 5))
     np.testing.assert_allclose(
         cross_entropy(z + 100.0, labels), cross_entropy(z, labels), rtol=1e-4

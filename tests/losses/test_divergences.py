@@ -99,7 +99,7 @@ def test_closed_form_gradients(seed, tau):
     reverse = jax.grad(lambda s: reverse_kl(s, t, temperature=tau).sum())(s)
     ratio = jax.nn.log_softmax(s / tau) - jax.nn.log_softmax(t / tau)
     value = reverse_kl(s, t, temperature=tau)[:, None]
-    np.testing.assert_allclose(reverse, q * (ratio - value) / tau, atol=1e-5)
+    np.testing.assert_allclose(reverse, q * (ratio - value) / tau, rtol=1e-4, atol=1e-5)
 
 
 def test_reverse_gradient_of_the_worked_token():

@@ -31,7 +31,9 @@ def test_at_the_reference_and_far_from_it():
     np.testing.assert_allclose(at, np.log(2), rtol=1e-6)
     # A margin of -10000 at beta 1 is a loss of 10000, and its gradient is finite.
     far = jnp.full(4, -1e4)
-    value, grad = jax.value_and_grad(lambda c: dpo(c, far * 0, far * 0, far * 0, beta=1.0).sum())(far)
+    value, grad = jax.value_and_grad(lambda c: dpo(c, far * 0, far * 0, far * 0, beta=1.0).sum())(
+        far
+    )
     np.testing.assert_allclose(value, 4e4, rtol=1e-6)
     np.testing.assert_allclose(grad, -1.0, rtol=1e-6)
 

@@ -312,7 +312,9 @@ def test_bad_arguments_are_named(case):
         log_probs(head, case["targets"], chunk=0)
     with pytest.raises(ValueError, match=r"targets: got shape \(2, 9\)"):
         log_probs(head, case["targets"][:, 1:])
-    with pytest.raises(ValueError, match=r"head: got hidden \(2, 10, 6\) and unembedding \(6, 17\)"):
+    with pytest.raises(
+        ValueError, match=r"head: got hidden \(2, 10, 6\) and unembedding \(6, 17\)"
+    ):
         log_probs(head._replace(unembedding=head.unembedding.T), case["targets"])
     with pytest.raises(ValueError, match=r"student.z: got shape \(10, 17\)"):
         kl(Logits(head.logits()[0]), head)

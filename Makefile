@@ -1,0 +1,71 @@
+# Every target sets up .venv first, so that a fresh machine needs Python 3.11 (or later) and make.
+
+PYTHON ?= python3
+WORKERS ?= 2
+TOPOLOGY ?= v5p:2x2x1
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+SHELL_SCRIPTS := .ci/run $(wildcard tpu_scripts/*.sh)
+
+# Compiled programs are kept between runs: tests and examples are made of many small ones.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+
+.PHONY: help setup quickstart test lint typecheck format docs report publish plans bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## make .venv with the exact versions tested
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	"kd_jax needs Python 3.11 or later; name one: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: $(STAMP) ## distil, unlearn and merge in small, under three minutes on two cores
+	$(BIN)/python -m experiments.quickstart
+
+# Two workers, a core each: numerical libraries inside them must not start a thread a core too.
+test: $(STAMP) ## run the tests; WORKERS=n for n processes
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(STAMP) ## style, formatting, import contracts, shell scripts, the API reference
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	$(BIN)/python -m tools.api_reference --check
+
+typecheck: $(STAMP) ## pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(STAMP) ## format the code and sort its imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP) ## write docs/api.md from the docstrings
+	$(BIN)/python -m tools.api_reference
+
+report: $(STAMP) ## write REPRODUCTIONS.md from the published results
+	$(BIN)/python -m kd_jax.launch.report
+
+publish: $(STAMP) ## publish RUN=runs/...: copy its small files to experiments/results, then report
+	@test -n "$(RUN)" || { echo "name a run: make publish RUN=runs/FAMILY/MODULE/PRESET-HASH"; exit 2; }
+	$(BIN)/python -m kd_jax.launch.publish "$(RUN)"
+
+plans: $(STAMP) ## compile every paper preset for TOPOLOGY without the hardware, and say if it fits
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tpu]'
+	@for module in $$($(BIN)/python -m experiments --names paper); do \
+	    $(BIN)/python -m $$module paper --plan $(TOPOLOGY) || exit; \
+	done
+
+bench: $(STAMP) ## time ours against hand-written references; writes bench.json
+	$(BIN)/python -m benchmarks
+
+clean: ## remove .venv and every cache
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,154 @@
+"""The language model of an unlearning run: a pretrained one from files, or a small one from scratch."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from experiments.unlearning import _questions
+from kd_jax.data.vocabulary import WordTokenizer
+from kd_jax.formats import fetch
+from kd_jax.launch import weights as weights_lib
+from kd_jax.launch.errors import UserError
+from kd_jax.launch.sharding import shard_tree, with_shardings
+from kd_jax.launch.weights import Weights
+from kd_jax.models import decoder, lora, pretrained
+from kd_jax.models.decoder import DecoderConfig
+from kd_jax.objectives.combinators import own_weights
+from kd_jax.types import Frozen, Model, Params, Policy
+
+SMOLLM2_135M = DecoderConfig(
+    vocab=49152,
+    width=576,
+    depth=30,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    mlp=1536,
+    rope_theta=100_000.0,
+    tied=True,
+)
+LLAMA2_7B = DecoderConfig(
+    vocab=32000,
+    width=4096,
+    depth=32,
+    heads=32,
+    kv_heads=32,
+    head_dim=128,
+    mlp=11008,
+    dtype="bfloat16",
+)
+
+# The seven projections of every block.
+PROJECTIONS = r"layers/(attn/[qkvo]|mlp/(gate|up|down))/kernel"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """LoRA; rank 0 trains all parameters."""
+
+    rank: int = 0
+    """Rank of the adapters on all projections; 0 trains the whole model instead."""
+    alpha: float = 16.0
+    """The adapters' product is scaled by alpha / rank."""
+
+
+class Language(NamedTuple):
+    """An architecture with its initial weights; tokenizer() may read files."""
+
+    config: DecoderConfig
+    model: Model
+    tokenizer: Callable[[], Any]
+    weights: Weights
+
+
+def open_language(
+    path: str | None, like: DecoderConfig, data: _questions.Data, seed: int
+) -> Language:
+    """The pretrained model of a folder or GGUF file; without a path, `like` from scratch.
+
+    path: "smollm2" stands for the model that `kd_jax.formats.fetch smollm2` fetches. Of a model
+        whose files are not there the shapes are those of `like`: enough for a plan.
+    The vocabulary of a model from scratch is the words of the questions.
+    """
+    if path is None:
+        tokenizer = _words(data)
+        config = dataclasses.replace(like, vocab=tokenizer.vocab_size)
+        model = decoder.decoder(config)
+        key = jax.random.key(seed)
+        return Language(config, model, lambda: tokenizer, weights_lib.from_init(model.init, key))
+    file = fetch.smollm2_path() if path == "smollm2" else Path(path)
+    if not file.exists():
+        model = decoder.decoder(like)
+        shapes = jax.eval_shape(model.init, jax.random.key(seed))
+        absent = functools.partial(_absent, path)
+        return Language(like, model, absent, Weights(shapes, absent))
+    found = pretrained.open_pretrained(file)
+    config = dataclasses.replace(found.config, dtype=like.dtype, remat=like.remat)
+    return Language(
+        config,
+        decoder.decoder(config),
+        lambda: found.tokenizer,
+        Weights(found.abstract, found.make),
+    )
+
+
+def _absent(path: str, *_: Any) -> Any:
+    how = (
+        "run `python -m kd_jax.formats.fetch smollm2`"
+        if path == "smollm2"
+        else "give --model a Hugging Face folder or a GGUF file"
+    )
+    raise UserError(f"model: there is no {path}; {how}")
+
+
+@functools.cache
+def _words(data: _questions.Data) -> WordTokenizer:
+    return WordTokenizer.from_texts(_questions.texts(_questions.load(data)))
+
+
+class Tuning(NamedTuple):
+    """What of a model is trained: its initial weights, what stays frozen, and how they join."""
+
+    weights: Weights
+    frozen: Weights | None
+    policy: Policy
+    rules: Any
+    frozen_rules: Any
+
+
+def tuning(adapter: Adapter, config: DecoderConfig, start: Weights, seed: int) -> Tuning:
+    """All of `start`, or adapters on a frozen `start`."""
+    rules = decoder.rules(config)
+    if adapter.rank == 0:
+        return Tuning(start, None, own_weights, rules, {})
+
+    def attached(params: Params, frozen: Frozen) -> Any:
+        return lora.attach(frozen["base"], params["model"], alpha=adapter.alpha)
+
+    def init(key: jax.Array) -> Any:
+        return lora.init(key, start.abstract, PROJECTIONS, rank=adapter.rank)
+
+    return Tuning(
+        weights_lib.from_init(init, jax.random.key(seed)),
+        weights_lib.joined(base=start),
+        attached,
+        lora.lora_rules(rules, PROJECTIONS),
+        {"base": rules},
+    )
+
+
+def place(weights: Weights, config: DecoderConfig, mesh: Mesh) -> Any:
+    """The weights' arrays, each in its sharding on the mesh."""
+    placed = shard_tree(weights.abstract, decoder.rules(config), mesh)
+    return weights.make(with_shardings(weights.abstract, placed))
+
+
+def export(language: Language, weights: Weights, mesh: Mesh, folder: Path) -> None:
+    """The weights as a Hugging Face folder beside the tokeniser of the model they came from."""
+    params = place(weights, language.config, mesh)
+    pretrained.export_folder(folder, params, language.config, language.tokenizer())

@@ -1,0 +1,88 @@
+"""The shape of a decoder language model."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from kd_jax.models.rope import Scaling
+
+FLOATS = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """A pre-norm decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+    Covers Llama 2 and 3, SmolLM2, Mistral, Qwen2.5 and Qwen3. Hashable, so that it can be a
+    static argument of `jax.jit`.
+    """
+
+    vocab: int
+    """Entries of the vocabulary, V."""
+    width: int
+    """Width of the residual stream, D."""
+    depth: int
+    """Number of layers, L."""
+    heads: int
+    """Query heads, H."""
+    kv_heads: int
+    """Key and value heads, G; divides heads."""
+    head_dim: int
+    """Width of a head, K; even. heads * head_dim need not be width (Qwen3)."""
+    mlp: int
+    """Width of the gated hidden layer, F."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: Scaling | None = None
+    """`rope.LinearScaling`, `rope.Llama3Scaling` or None."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in RMSNorm."""
+    tied: bool = False
+    """The unembedding is the embedding."""
+    qkv_bias: bool = False
+    """Biases on the q, k and v projections (Qwen2.5)."""
+    qk_norm: bool = False
+    """RMSNorm of each query and key head before the rotation (Qwen3)."""
+    window: int | None = None
+    """A token sees itself and the window - 1 tokens before it; None: all before it."""
+    softcap: float | None = None
+    """Logits become softcap * tanh(logits / softcap)."""
+    dtype: str = "float32"
+    """Of activations and matrix products; norms, softmax and rotations are float32."""
+    param_dtype: str = "float32"
+    """Of the parameters that init makes."""
+    scan: bool = True
+    """Layers stacked on a leading axis and scanned, or one subtree a layer, unrolled."""
+    remat: bool = True
+    """Recompute each layer in the backward pass rather than keep its activations."""
+    remat_policy: Callable[..., Any] | None = None
+    """What to keep all the same, from jax.checkpoint_policies; the outputs of a layer's two
+    halves are named "attention" and "mlp". None: nothing but the layer's input."""
+    logits_head: bool = False
+    """The head is `Logits` [B, T, V] rather than `Factored`."""
+
+    def __post_init__(self):
+        for name in ("vocab", "width", "depth", "heads", "kv_heads", "head_dim", "mlp"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 1")
+        for name in ("rope_theta", "norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, takes a positive number")
+        for name in ("window", "softcap"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, takes a positive number")
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in FLOATS:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, takes one of {FLOATS}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads: got {self.kv_heads}, takes a divisor of {self.heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim: got {self.head_dim}, takes an even number")
+        if self.remat_policy is not None and not self.remat:
+            raise ValueError("remat_policy: got a policy without remat, takes None there")
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.dtype)

@@ -1,0 +1,271 @@
+"""A decoder language model as plain functions over nested dicts.
+
+Parameters (L layers stacked; unrolled layouts have "layers/0/..." without the leading L):
+embed/embedding [V, D]; layers/attn_norm/scale [L, D]; layers/attn/{q,k,v,o}/kernel [L, in, out];
+layers/attn/{q,k,v}/bias [L, out] with qkv_bias; layers/attn/{q_norm,k_norm}/scale [L, K] with
+qk_norm; layers/mlp_norm/scale [L, D]; layers/mlp/{gate,up,down}/kernel [L, in, out];
+final_norm/scale [D]; unembed/embedding [V, D] unless tied.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from kd_jax.models import layout, rope
+from kd_jax.models.attention import attention
+from kd_jax.models.config import DecoderConfig
+from kd_jax.models.parts import matmul, named, rms_norm
+from kd_jax.trees import nest
+from kd_jax.types import Factored, Logits, Model, ModelOutput, PyTree
+
+__all__ = ["RULES", "DecoderConfig", "decoder", "rules"]
+
+# (pattern of a path, logical name of each axis) for the stacked layout with every option on.
+RULES = (
+    (r"(embed|unembed)/embedding", ("vocab", "embed")),
+    (r"final_norm/scale", (None,)),
+    (r"layers/(attn_norm|mlp_norm|attn/[qk]_norm)/scale", ("layers", None)),
+    (r"layers/attn/q/kernel", ("layers", "embed", "heads")),
+    (r"layers/attn/[kv]/kernel", ("layers", "embed", "kv_heads")),
+    (r"layers/attn/q/bias", ("layers", "heads")),
+    (r"layers/attn/[kv]/bias", ("layers", "kv_heads")),
+    (r"layers/attn/o/kernel", ("layers", "heads", "embed")),
+    (r"layers/mlp/(gate|up)/kernel", ("layers", "embed", "mlp")),
+    (r"layers/mlp/down/kernel", ("layers", "mlp", "embed")),
+)
+INIT_STD = 0.02  # of embeddings, as in GPT-2 and the models this one covers
+
+
+def rules(config: DecoderConfig) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+    """The part of RULES that this config has parameters for, in its layout.
+
+    Every rule matches a parameter and every parameter a rule, as `trees.match_rules` asks.
+    """
+    kept = tuple(rule for rule in RULES if config.qkv_bias or not rule[0].endswith("/bias"))
+    if config.scan:
+        return kept
+    return tuple(
+        (pattern.replace("layers/", r"layers/\d+/", 1), axes[1:] if axes[0] == "layers" else axes)
+        for pattern, axes in kept
+    )
+
+
+def decoder(config: DecoderConfig) -> Model:
+    """The model of a config.
+
+    init(key): kernels are normal of standard deviation 1 / sqrt(in), those of attn/o and mlp/down
+        1 / sqrt(2 L in) so that the stream's variance does not grow with depth, embeddings 0.02,
+        all cut at two standard deviations; norms are 1 and biases 0. A parameter depends on key
+        and its path only.
+
+    apply(params, inputs, *, state, key, train, taps, add): inputs["inputs"] i32 [B, T], optional
+        "segments" i32 [B, T] (tokens see their own segment only; 0 is padding) and "positions"
+        i32 [B, T] (for the rotation; by default 0 to T - 1, also in packed rows, since only
+        differences within a segment matter). The head is `Factored`, or `Logits` with
+        logits_head. Without segments right padding needs no mask: nothing before it sees it.
+        There is no dropout and no state: key and train are not read. A token id outside the
+        vocabulary gives NaN.
+    taps and add name places: "embed" (after the embedding), "block_0" to "block_{L-1}" (the
+        stream [B, T, D] after each layer) and "final" (after the last norm). add maps names to
+        arrays that broadcast to [B, T, D] (with three axes) and are added there; a tap shows the
+        value after the addition. ValueError for other names.
+    """
+
+    def init(key: jax.Array) -> PyTree:
+        return _init(config, key)
+
+    def apply(
+        params: PyTree,
+        inputs: Mapping[str, jax.Array],
+        *,
+        state: PyTree = (),
+        key: jax.Array | None = None,
+        train: bool = False,
+        taps: Collection[str] = (),
+        add: Mapping[str, jax.Array] = {},
+    ) -> ModelOutput:
+        return _apply(config, params, inputs, state=state, taps=taps, add=add)
+
+    return Model(init, apply)
+
+
+def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    L, D, F, K = config.depth, config.width, config.mlp, config.head_dim
+    queries, keys = config.heads * K, config.kv_heads * K
+    outs = {"q": queries, "k": keys, "v": keys}
+    shapes = {"embed/embedding": (config.vocab, D), "final_norm/scale": (D,)}
+    shapes |= {f"layers/{name}/scale": (L, D) for name in ("attn_norm", "mlp_norm")}
+    shapes |= {f"layers/attn/{name}/kernel": (L, D, out) for name, out in outs.items()}
+    shapes |= {"layers/attn/o/kernel": (L, queries, D), "layers/mlp/down/kernel": (L, F, D)}
+    shapes |= {f"layers/mlp/{name}/kernel": (L, D, F) for name in ("gate", "up")}
+    if config.qkv_bias:
+        shapes |= {f"layers/attn/{name}/bias": (L, out) for name, out in outs.items()}
+    if config.qk_norm:
+        shapes |= {f"layers/attn/{name}_norm/scale": (L, K) for name in ("q", "k")}
+    if not config.tied:
+        shapes["unembed/embedding"] = (config.vocab, D)
+    return shapes
+
+
+def _init(config: DecoderConfig, key: jax.Array) -> PyTree:
+    dtype = jnp.dtype(config.param_dtype)
+
+    def leaf(path: str, shape: tuple[int, ...]) -> jax.Array:
+        if path.endswith("/scale"):
+            return jnp.ones(shape, dtype)
+        if path.endswith("/bias"):
+            return jnp.zeros(shape, dtype)
+        std = INIT_STD if path.endswith("/embedding") else 1 / math.sqrt(shape[-2])
+        if re.fullmatch("layers/(attn/o|mlp/down)/kernel", path):
+            std /= math.sqrt(2 * config.depth)
+        path_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        drawn = jax.random.truncated_normal(path_key, -2.0, 2.0, shape, jnp.float32)
+        return (std * drawn).astype(dtype)
+
+    params = nest({path: leaf(path, shape) for path, shape in _shapes(config).items()})
+    return params if config.scan else layout.unstack(params)
+
+
+def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
+    blocks = [f"block_{i}" for i in range(config.depth)]
+    for argument, names in (("taps", taps), ("add", add)):
+        unknown = sorted(set(names) - {"embed", *blocks, "final"})
+        if unknown:
+            raise ValueError(
+                f"{argument}: got {', '.join(unknown)}, takes embed, block_0 to {blocks[-1]}, final"
+            )
+    tokens, segments = inputs["inputs"], inputs.get("segments")
+    positions = inputs.get("positions")
+    table = rotary_tables(config, default_positions(tokens) if positions is None else positions)
+
+    perturbed = [name for name in blocks if name in add]
+    wanted = any(name in blocks for name in taps)
+
+    def attend(q, k, v):
+        out = attention(q, k, v, window=config.window, q_segments=segments, kv_segments=segments)
+        return out, ()
+
+    def block(stream, i, layer):
+        stream, _ = run_block(config, layer, stream, table, attend)
+        for name in perturbed:
+            here = i == blocks.index(name)
+            stream += jnp.where(here, add[name], 0).astype(stream.dtype)
+        return stream
+
+    if config.remat:
+        # A scan's body is compiled on its own: nothing there for common-subexpression
+        # elimination to merge, so the barrier against it would only cost speed.
+        block = jax.checkpoint(
+            block,
+            policy=config.remat_policy,
+            prevent_cse=not config.scan,
+            static_argnums=() if config.scan else (1,),
+        )
+
+    def body(stream, i, layer):
+        stream = block(stream, i, layer)
+        return stream, stream if wanted else ()
+
+    found = {}
+    stream = embed(config, params, tokens)
+    if "embed" in add:
+        stream += add["embed"].astype(stream.dtype)
+    found["embed"] = stream
+    stream, streams = over_layers(config, params["layers"], body, stream)
+    if wanted:
+        found |= {name: streams[i] for i, name in enumerate(blocks)}
+    final = rms_norm(stream, params["final_norm"]["scale"], config.norm_eps)
+    if "final" in add:
+        final += add["final"].astype(final.dtype)
+    found["final"] = final
+    factored = head(config, params, final)
+    return ModelOutput(
+        Logits(named(factored.logits(), "batch", "length", "vocab"))
+        if config.logits_head
+        else factored,
+        {name: found[name] for name in taps},
+        state,
+    )
+
+
+def over_layers(
+    config: DecoderConfig, layers: PyTree, body: Callable[..., tuple[Any, Any]], carry: Any
+) -> tuple[Any, Any]:
+    """(carry, outputs [L, ...]) of carry, output = body(carry, i, layer) for each layer i.
+
+    i is an array where layers are scanned and an int where they are unrolled.
+    """
+    if config.scan:
+        numbered = (jnp.arange(config.depth), layers)
+        return jax.lax.scan(lambda carry, x: body(carry, *x), carry, numbered)
+    outputs = []
+    for i in range(config.depth):
+        carry, output = body(carry, i, layers[str(i)])
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def embed(config: DecoderConfig, params: PyTree, tokens: jax.Array) -> jax.Array:
+    """The embeddings of tokens [B, T], in the compute dtype."""
+    rows = jnp.take(params["embed"]["embedding"], tokens, axis=0, mode="fill", fill_value=jnp.nan)
+    return named(rows.astype(config.compute_dtype), "batch", "length", None)
+
+
+def head(config: DecoderConfig, params: PyTree, final: jax.Array) -> Factored:
+    """The vocabulary head over the normed stream [B, T, D]."""
+    table = params["embed" if config.tied else "unembed"]["embedding"]
+    return Factored(final, table.astype(config.compute_dtype), softcap=config.softcap)
+
+
+def default_positions(tokens: jax.Array) -> jax.Array:
+    """0 to T - 1 in each row."""
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+
+
+def rotary_tables(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The config's rotation at positions [B, T]."""
+    frequencies = rope.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    return rope.tables(positions, frequencies)
+
+
+def run_block(
+    config: DecoderConfig,
+    layer: PyTree,
+    stream: jax.Array,
+    table: tuple[jax.Array, jax.Array],
+    attend: Callable[..., tuple[jax.Array, Any]],
+) -> tuple[jax.Array, Any]:
+    """One layer: (stream [B, T, D] after it, what attend gave besides).
+
+    attend(q [B, T, H, K], k [B, T, G, K], v) -> (mixed values [B, T, H, K], anything), with q and
+    k rotated: plain attention in training, a cache in decoding.
+    """
+    attn, mlp, eps = layer["attn"], layer["mlp"], config.norm_eps
+    normed = rms_norm(stream, layer["attn_norm"]["scale"], eps)
+
+    def project(name: str, axis: str) -> jax.Array:
+        x = matmul(normed, attn[name]["kernel"])
+        if config.qkv_bias:
+            x += attn[name]["bias"].astype(x.dtype)[None, None, :]
+        x = named(x, "batch", "length", axis)
+        return x.reshape(*x.shape[:2], -1, config.head_dim)
+
+    q, k, v = project("q", "heads"), project("k", "kv_heads"), project("v", "kv_heads")
+    if config.qk_norm:
+        q = rms_norm(q, attn["q_norm"]["scale"], eps)
+        k = rms_norm(k, attn["k_norm"]["scale"], eps)
+    mixed, extra = attend(rope.rotate(q, table), rope.rotate(k, table), v)
+    mixed = named(mixed.reshape(*mixed.shape[:2], -1), "batch", "length", "heads")
+    stream += checkpoint_name(matmul(mixed, attn["o"]["kernel"]), "attention")
+
+    normed = rms_norm(stream, layer["mlp_norm"]["scale"], eps)
+    gate, up = matmul(normed, mlp["gate"]["kernel"]), matmul(normed, mlp["up"]["kernel"])
+    hidden = named(jax.nn.silu(gate) * up, "batch", "length", "mlp")
+    stream += checkpoint_name(matmul(hidden, mlp["down"]["kernel"]), "mlp")
+    return named(stream, "batch", "length", None), extra

@@ -1,0 +1,115 @@
+"""Batched sampling from a decoder, compiled once for each set of shapes and settings."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from kd_jax.models import decode
+from kd_jax.models.config import DecoderConfig
+from kd_jax.types import PyTree
+
+
+def generate(
+    config: DecoderConfig,
+    params: PyTree,
+    prompts: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    key: Key[Array, ""],
+    *,
+    max_new: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    stop: Sequence[int] = (),
+) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
+    """(new tokens i32 [B, max_new], their number i32 [B]).
+
+    Each row is sampled until it draws a token in stop, which is kept and counted, or has max_new
+    tokens; behind a row's end are zeros. The loop ends early when every row has ended. A row's
+    result depends on its prompt, the key and its place in the batch, not on other rows or on
+    padding.
+
+    prompts, lengths: tokens padded on the right and the number of them in each row, at least 1.
+    params: plain weights (with LoRA: `lora.attach(...)`), in the layout of config.
+    temperature: logits are divided by it before anything else; 0 takes the likeliest token (the
+        first of equals) and reads neither key nor top_k, top_p.
+    top_k: only the top_k likeliest tokens are drawn (those equal to the last too); 0 for all.
+    top_p: after top_k, only the likeliest tokens that together reach probability top_p, the one
+        that crosses it included (nucleus sampling, arXiv 1904.09751), and those equal to it.
+
+    The settings are static: another value compiles again. ValueError names one out of range.
+    """
+    if max_new < 1:
+        raise ValueError(f"max_new: got {max_new}, takes at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature: got {temperature}, takes 0 or more")
+    if not 0 <= top_k <= config.vocab:
+        raise ValueError(f"top_k: got {top_k}, takes 0 to the vocabulary's {config.vocab}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p: got {top_p}, takes a number in (0, 1]")
+    if lengths.shape != prompts.shape[:1]:
+        raise ValueError(f"lengths: got shape {lengths.shape}, takes {prompts.shape[:1]}")
+    settings = (float(temperature), int(top_k), float(top_p))
+    return _generate(config, params, prompts, lengths, key, max_new, settings, tuple(stop))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+def _generate(config, params, prompts, lengths, key, max_new, settings, stop):
+    rows = prompts.shape[0]
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+    def draw(logits, i):
+        if settings[0] == 0:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        kept = filter_logits(logits / settings[0], top_k=settings[1], top_p=settings[2])
+        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, i)
+        return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+
+    def stops(token):
+        return jnp.any(token[:, None] == jnp.asarray(stop, jnp.int32)[None, :], axis=1)
+
+    logits, cache = decode.prefill(
+        config, params, prompts, lengths, slots=prompts.shape[1] + max_new
+    )
+    first = draw(logits, 0)
+    tokens = jnp.zeros((rows, max_new), jnp.int32).at[:, 0].set(first)
+
+    def unfinished(carry):
+        i, _, _, ended, _, _ = carry
+        return (i < max_new) & ~jnp.all(ended)
+
+    def advance(carry):
+        i, tokens, token, ended, count, cache = carry
+        logits, cache = decode.step(config, params, cache, token, lengths + i - 1)
+        token = jnp.where(ended, 0, draw(logits, i))
+        return (
+            i + 1,
+            tokens.at[:, i].set(token),
+            token,
+            ended | stops(token),
+            count + ~ended,
+            cache,
+        )
+
+    start = (jnp.int32(1), tokens, first, stops(first), jnp.ones((rows,), jnp.int32), cache)
+    _, tokens, _, _, count, _ = jax.lax.while_loop(unfinished, advance, start)
+    return tokens, count
+
+
+def filter_logits(
+    logits: Float[Array, "B V"], *, top_k: int = 0, top_p: float = 1.0
+) -> Float[Array, "B V"]:
+    """Logits with -inf where `generate` draws nothing."""
+    if top_k:
+        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits
