@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
-TOPOLOGY ?= v5p:2x2x1
+TOPOLOGIES ?= v5e:4x4 v5p:2x2x1
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -13,7 +13,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup quickstart test lint typecheck format docs report publish plans bench clean
+.PHONY: help setup quickstart test smoke lint typecheck format docs report publish plans bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,12 @@ quickstart: $(STAMP) ## distil, unlearn and merge in small, under three minutes 
 # Two workers, a core each: numerical libraries inside them must not start a thread a core too.
 test: $(STAMP) ## run the tests; WORKERS=n for n processes
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+smoke: $(STAMP) ## run every experiment at smoke, one process a family
+	@families=$$($(BIN)/python -m tools.smoke --families) || exit; failed=0; \
+	for family in $$families; do \
+	    $(BIN)/python -m tools.smoke $$family || failed=1; \
+	done; exit $$failed
 
 lint: $(STAMP) ## style, formatting, import contracts, shell scripts, the API reference
 	$(BIN)/ruff check .
@@ -58,11 +64,10 @@ publish: $(STAMP) ## publish RUN=runs/...: copy its small files to experiments/r
 	@test -n "$(RUN)" || { echo "name a run: make publish RUN=runs/FAMILY/MODULE/PRESET-HASH"; exit 2; }
 	$(BIN)/python -m kd_jax.launch.publish "$(RUN)"
 
-plans: $(STAMP) ## compile every paper preset for TOPOLOGY without the hardware, and say if it fits
+plans: $(STAMP) ## say if each paper preset fits on TOPOLOGIES, compiled without the hardware
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tpu]'
-	@for module in $$($(BIN)/python -m experiments --names paper); do \
-	    $(BIN)/python -m $$module paper --plan $(TOPOLOGY) || exit; \
-	done
+	$(BIN)/python -m kd_jax.launch.plan $$($(BIN)/python -m experiments --names paper) \
+	    --preset paper --topologies $(TOPOLOGIES)
 
 bench: $(STAMP) ## time ours against hand-written references; writes bench.json
 	$(BIN)/python -m benchmarks

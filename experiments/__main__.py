@@ -1,7 +1,7 @@
 """Lists the experiments: python -m experiments [--names PRESET].
 
 Reads the files without importing them: quick, and no backend is started. An experiment is a module
-that assigns PRESETS; the first line of its docstring is its claim in one line.
+that assigns PRESETS; the first paragraph of its docstring is its claim.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import ast
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 
 class Listed(NamedTuple):
@@ -30,7 +30,7 @@ def find(folder: Path | None = None) -> list[Listed]:
         tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
         presets = _presets(tree)
         if presets is not None:
-            claim = (ast.get_docstring(tree) or "").split("\n", 1)[0]
+            claim = " ".join((ast.get_docstring(tree) or "").split("\n\n", 1)[0].split())
             family = "/".join(place[:-1])
             found.append(Listed(".".join((root.name, *place)), family, claim, presets))
     return sorted(found, key=lambda e: (e.family, e.module))
@@ -46,8 +46,13 @@ def _presets(tree: ast.Module) -> tuple[str, ...] | None:
     return None
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help says more\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    parser = _Parser(prog="python -m experiments", description=__doc__)
     parser.add_argument(
         "--names", metavar="PRESET", help="print only the names of the modules with this preset"
     )

@@ -92,7 +92,7 @@ def _signature(node: Function, width: int = 96) -> str:
     decorators = "".join(
         f"@{ast.unparse(x)}\n" for x in node.decorator_list if ast.unparse(x) == "property"
     )
-    line = f"{prefix} {node.name}({ast.unparse(args)}){returns}"
+    line = f"{prefix} {node.name}({', '.join(_arguments(args))}){returns}"
     if len(line) > width:
         inner = ",\n    ".join(_arguments(args))
         line = f"{prefix} {node.name}(\n    {inner},\n){returns}"
@@ -100,7 +100,7 @@ def _signature(node: Function, width: int = 96) -> str:
 
 
 def _arguments(args: ast.arguments) -> Iterator[str]:
-    """Each argument with its annotation and default, and the separators between them."""
+    """Each argument with its annotation and default, and the markers / and * between them."""
     positional = [*args.posonlyargs, *args.args]
     defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
     for i, (arg, default) in enumerate(zip(positional, defaults, strict=True)):

@@ -115,26 +115,45 @@ def own_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": True}
-            for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == 3
+            {
+                "id": i,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+            if kind == 3
         ],
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Digits", "individual_digits": True},
-            {**byte_level, "add_prefix_space": False},
-        ]},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {**byte_level, "add_prefix_space": False},
+            ],
+        },
         "post_processor": None,
         "decoder": {**byte_level, "add_prefix_space": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False,
-                  "vocab": {token: i for i, token in enumerate(tokens)},
-                  "merges": [merge.split(" ") for merge in field("ggml.merges")]},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in field("ggml.merges")],
+        },
     }
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(outline)),
-        bos_token="<|im_start|>", eos_token="<|im_end|>", unk_token="<|endoftext|>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
     )
     tokenizer.chat_template = field("chat_template")
     return tokenizer
@@ -165,20 +184,25 @@ def smollm2(path: Path) -> dict:
             margins.append(float(top.values[0] - top.values[1]))
             greedy.append(int(top.indices[0]))
         best = logits[-1].topk(5)
-        sequences.append({
-            "text": prompt,
-            "ids": ids,
-            "log_probs": rounded(log_probs[i, t] for i, t in enumerate(ids[1:])),
-            "last_logits": rounded(logits[-1, chosen]),
-            "top": {"ids": best.indices.tolist(), "logits": rounded(best.values)},
-            "greedy": greedy[len(ids):],
-            "smallest_greedy_margin": round(min(margins), 4),
-        })
-        print(prompt, "->", tokenizer.decode(greedy[len(ids):]), min(margins))
+        sequences.append(
+            {
+                "text": prompt,
+                "ids": ids,
+                "log_probs": rounded(log_probs[i, t] for i, t in enumerate(ids[1:])),
+                "last_logits": rounded(logits[-1, chosen]),
+                "top": {"ids": best.indices.tolist(), "logits": rounded(best.values)},
+                "greedy": greedy[len(ids) :],
+                "smallest_greedy_margin": round(min(margins), 4),
+            }
+        )
+        print(prompt, "->", tokenizer.decode(greedy[len(ids) :]), min(margins))
     state = model.state_dict()
     samples = {
-        name: {"row": row, "shape": list(state[name].shape),
-               "values": [float(x) for x in state[name][row, :6]]}
+        name: {
+            "row": row,
+            "shape": list(state[name].shape),
+            "values": [float(x) for x in state[name][row, :6]],
+        }
         for name, row in [
             ("model.embed_tokens.weight", 1234),
             ("model.layers.3.self_attn.q_proj.weight", 7),
@@ -191,41 +215,87 @@ def smollm2(path: Path) -> dict:
         "sequences": sequences,
         "tensors": samples,
         "strings": [
-            {"text": text, "ids": tokenizer(text, add_special_tokens=False).input_ids,
-             "transformers_gguf_reader_ids":
-                 reader_tokenizer(text, add_special_tokens=False).input_ids}
+            {
+                "text": text,
+                "ids": tokenizer(text, add_special_tokens=False).input_ids,
+                "transformers_gguf_reader_ids": reader_tokenizer(
+                    text, add_special_tokens=False
+                ).input_ids,
+            }
             for text in STRINGS
         ],
         "chats": [
-            {"messages": messages, "add_generation_prompt": start,
-             "text": tokenizer.apply_chat_template(
-                 messages, tokenize=False, add_generation_prompt=start)}
+            {
+                "messages": messages,
+                "add_generation_prompt": start,
+                "text": tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=start
+                ),
+            }
             for messages, start in [(CHAT, True), (CHAT, False), (LONG_CHAT, True)]
         ],
     }
 
 
 COMMON = {
-    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-    "bos_token_id": 1, "eos_token_id": 2,
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 TINY = {
-    "llama": {"model_type": "llama", "tie_word_embeddings": False, "rms_norm_eps": 1e-5,
-              "rope_theta": 10000.0},
-    "llama3_scaling": {"model_type": "llama", "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
-                       "rope_theta": 500.0, "rope_scaling": {
-                           "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-                           "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
-    "linear_scaling": {"model_type": "llama", "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
-                       "rope_theta": 10000.0,
-                       "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-    "mistral": {"model_type": "mistral", "tie_word_embeddings": False, "rms_norm_eps": 1e-6,
-                "rope_theta": 10000.0, "sliding_window": 4, "head_dim": 16},
-    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True, "rms_norm_eps": 1e-6,
-              "rope_theta": 1000000.0},
-    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "rms_norm_eps": 1e-6,
-              "rope_theta": 1000000.0, "head_dim": 16},
+    "llama": {
+        "model_type": "llama",
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+    },
+    "llama3_scaling": {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "linear_scaling": {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
+    "mistral": {
+        "model_type": "mistral",
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "sliding_window": 4,
+        "head_dim": 16,
+    },
+    "qwen2": {
+        "model_type": "qwen2",
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+    },
+    "qwen3": {
+        "model_type": "qwen3",
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "head_dim": 16,
+    },
 }
 
 
@@ -242,8 +312,11 @@ def tiny_decoders() -> dict:
             config, attn_implementation="eager", dtype=torch.float32
         ).eval()
         tied = given["tie_word_embeddings"]
-        shapes = {key: list(value.shape) for key, value in model.state_dict().items()
-                  if not (tied and key == "lm_head.weight")}
+        shapes = {
+            key: list(value.shape)
+            for key, value in model.state_dict().items()
+            if not (tied and key == "lm_head.weight")
+        }
         model.load_state_dict(
             {key: torch.from_numpy(draw(key, tuple(shape))) for key, shape in shapes.items()},
             strict=not tied,
@@ -253,8 +326,7 @@ def tiny_decoders() -> dict:
             "config": given,
             "shapes": shapes,
             # every fourth position of the first row and the last of the second
-            "logits": [[rounded(row) for row in logits[0, 2::4, ::2]],
-                       rounded(logits[1, -1, ::2])],
+            "logits": [[rounded(row) for row in logits[0, 2::4, ::2]], rounded(logits[1, -1, ::2])],
         }
     return {"origin": origin("random weights, see draw()"), "ids": ids.tolist(), "models": models}
 
@@ -265,5 +337,5 @@ if __name__ == "__main__":
     path = parser.parse_args().gguf.resolve()
     for name, golden in [("tiny_decoders", tiny_decoders()), ("smollm2", smollm2(path))]:
         text = json.dumps(golden, ensure_ascii=False, separators=(",", ":"))
-        (GOLDENS / f"{name}.json").write_text(text.replace('},{', '},\n{') + "\n")
+        (GOLDENS / f"{name}.json").write_text(text.replace("},{", "},\n{") + "\n")
         print(name, len(text), "bytes")

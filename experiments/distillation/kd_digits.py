@@ -16,7 +16,6 @@ images than the students is part of the set-up: on digits alone accuracy saturat
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -212,8 +211,13 @@ def _test(config: Config, data: str, model: Model, *, every: int) -> Evaluation:
 
     def measure(params, carry, frozen) -> Mapping[str, float]:
         values, _ = evaluate(
-            step, {"model": params["model"], "aux": {}}, {}, {},
-            _images(data, config.folder)["test"], batch_size=512, mesh=mesh,
+            step,
+            {"model": params["model"], "aux": {}},
+            {},
+            {},
+            _images(data, config.folder)["test"],
+            batch_size=512,
+            mesh=mesh,
         )
         return {"accuracy": 100 * values["accuracy"], "ce": values["ce"]}
 
@@ -232,8 +236,11 @@ def report(config: Config, artefacts: Mapping[str, Any], folder: Any) -> Results
         teacher = end(f"teacher_{data}")
         values["accuracy"][data] = {"teacher": teacher} | {a: x.tolist() for a, x in of.items()}
         values["gain"][data] = gain._asdict()
-        groups[data] = {"student alone": means["alone"], "student taught": means["taught"],
-                        "teacher": teacher}
+        groups[data] = {
+            "student alone": means["alone"],
+            "student taught": means["taught"],
+            "teacher": teacher,
+        }
         rows.append({"data": data, **groups[data], "gain": gain})
     plot = plots.bars(
         folder / "plots" / "accuracy.png",
@@ -245,4 +252,4 @@ def report(config: Config, artefacts: Mapping[str, Any], folder: Any) -> Results
 
 
 if __name__ == "__main__":
-    run.main(sys.modules[__name__])
+    raise SystemExit(run.main(__spec__.name))

@@ -1,4 +1,4 @@
-"""The language model of an unlearning run: a pretrained one from files, or a small one from scratch."""
+"""The language model of an unlearning run: pretrained, from files, or a small one from scratch."""
 
 import dataclasses
 import functools
@@ -64,6 +64,7 @@ class Language(NamedTuple):
     model: Model
     tokenizer: Callable[[], Any]
     weights: Weights
+    max_length: int = 2048
 
 
 def open_language(
@@ -87,13 +88,13 @@ def open_language(
         shapes = jax.eval_shape(model.init, jax.random.key(seed))
         absent = functools.partial(_absent, path)
         return Language(like, model, absent, Weights(shapes, absent))
-    found = pretrained.open_pretrained(file)
-    config = dataclasses.replace(found.config, dtype=like.dtype, remat=like.remat)
+    found = pretrained.open_pretrained(file, dtype=like.dtype, remat=like.remat)
     return Language(
-        config,
-        decoder.decoder(config),
-        lambda: found.tokenizer,
+        found.config,
+        decoder.decoder(found.config),
+        functools.cache(found.tokenizer),
         Weights(found.abstract, found.make),
+        found.max_length,
     )
 
 
@@ -127,19 +128,25 @@ def tuning(adapter: Adapter, config: DecoderConfig, start: Weights, seed: int) -
     if adapter.rank == 0:
         return Tuning(start, None, own_weights, rules, {})
 
-    def attached(params: Params, frozen: Frozen) -> Any:
-        return lora.attach(frozen["base"], params["model"], alpha=adapter.alpha)
-
     def init(key: jax.Array) -> Any:
         return lora.init(key, start.abstract, PROJECTIONS, rank=adapter.rank)
 
+    adapters = weights_lib.from_init(init, jax.random.key(seed))
     return Tuning(
-        weights_lib.from_init(init, jax.random.key(seed)),
+        adapters,
         weights_lib.joined(base=start),
-        attached,
-        lora.lora_rules(rules, PROJECTIONS),
+        _attached(adapter.alpha),
+        lora.lora_rules(rules, adapters.abstract),
         {"base": rules},
     )
+
+
+@functools.cache  # one function for all stages, so that they share compilations
+def _attached(alpha: float) -> Policy:
+    def policy(params: Params, frozen: Frozen) -> Any:
+        return lora.attach(frozen["base"], params["model"], alpha=alpha)
+
+    return policy
 
 
 def place(weights: Weights, config: DecoderConfig, mesh: Mesh) -> Any:
@@ -150,5 +157,10 @@ def place(weights: Weights, config: DecoderConfig, mesh: Mesh) -> Any:
 
 def export(language: Language, weights: Weights, mesh: Mesh, folder: Path) -> None:
     """The weights as a Hugging Face folder beside the tokeniser of the model they came from."""
-    params = place(weights, language.config, mesh)
-    pretrained.export_folder(folder, params, language.config, language.tokenizer())
+    pretrained.export_folder(
+        folder,
+        place(weights, language.config, mesh),
+        language.config,
+        max_length=language.max_length,
+        tokenizer=language.tokenizer(),
+    )

@@ -124,7 +124,9 @@ def _forget_quality(methods: Sequence[str], scores: Mapping[str, Artefact]) -> d
     }
 
 
-def _table(models: Sequence[str], loss: Mapping[Any, np.ndarray], values: Mapping[str, Any]) -> Table:
+def _table(
+    models: Sequence[str], loss: Mapping[Any, np.ndarray], values: Mapping[str, Any]
+) -> Table:
     def mean(x: np.ndarray) -> Effect:
         return Effect(*bootstrap_interval(lambda s: float(s.mean()), x, seed=0))
 
@@ -143,7 +145,9 @@ def _table(models: Sequence[str], loss: Mapping[Any, np.ndarray], values: Mappin
     return Table("After training: probabilities of answers (95 % over questions)", rows)
 
 
-def _plots(models: Sequence[str], artefacts: Mapping[str, Artefact], folder: Path) -> dict[str, Path]:
+def _plots(
+    models: Sequence[str], artefacts: Mapping[str, Artefact], folder: Path
+) -> dict[str, Path]:
     methods = models[2:]
     made = {}
     for part, meaning in (("forget", "to forget: lower"), ("retain", "to keep: higher")):

@@ -1,5 +1,6 @@
 """What is measured of an unlearned model: TOFU's numbers, per question and along training."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class Sequences(NamedTuple):
 Scorer = Callable[[Params, Frozen, Mapping[str, Any]], dict[str, Sequences]]
 
 
+@functools.cache  # so that all stages share one compilation
 def make_scorer(model: Model, policy: Policy, *, mesh: Any, batch_size: int) -> Scorer:
     """score(params, frozen, {name: text batch}) -> {name: Sequences}: one pass over all rows."""
     step = make_eval_step(sequence_scores(model, policy=policy))
@@ -40,9 +42,7 @@ def make_scorer(model: Model, policy: Policy, *, mesh: Any, batch_size: int) -> 
     def score(params: Params, frozen: Frozen, sets: Mapping[str, Any]) -> dict[str, Sequences]:
         everything = arrays.concatenate(list(sets.values()))
         everything["index"] = np.arange(arrays.size(everything), dtype=np.int32)
-        _, found = evaluate(
-            step, params, {}, frozen, everything, batch_size=batch_size, mesh=mesh
-        )
+        _, found = evaluate(step, params, {}, frozen, everything, batch_size=batch_size, mesh=mesh)
         ends = np.cumsum([arrays.size(part) for part in sets.values()])[:-1]
         parts = [np.split(found[name], ends) for name in Sequences._fields]
         return {name: Sequences(*p) for name, *p in zip(sets, *parts, strict=True)}

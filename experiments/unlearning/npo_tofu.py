@@ -8,8 +8,8 @@ Claim: GA destroys what should be kept; NPO forgets more slowly and NPO+RT keeps
 
     python -m experiments.unlearning.npo_tofu smoke     # generated authors, a small LM: 20 s
     python -m experiments.unlearning.npo_tofu laptop    # SmolLM2-135M, real TOFU: under an hour
-    python -m experiments.unlearning.npo_tofu laptop --data.forget my.jsonl --data.retain keep.jsonl \
-        --model FOLDER                                  # your own data and model
+    python -m experiments.unlearning.npo_tofu laptop --model FOLDER \
+        --data.forget my.jsonl --data.retain keep.jsonl # your own model and data
 
 `laptop` needs the TOFU files (environment KD_JAX_DATA, or --data.folder) and the model
 (python -m kd_jax.formats.fetch smollm2). Each method is a stage: a killed run goes on where it was.
@@ -18,22 +18,19 @@ Claim: GA destroys what should be kept; NPO forgets more slowly and NPO+RT keeps
 import dataclasses
 import functools
 import math
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 import tyro
 
 from experiments.unlearning import _language, _questions, _report, _scores
 from kd_jax import optim
-from kd_jax.data import arrays, pairs, sources
+from kd_jax.data import pairs, sources
 from kd_jax.launch import run
 from kd_jax.launch.config import Settings
 from kd_jax.launch.mesh import make_mesh
 from kd_jax.launch.stages import Compute, Evaluation, Stage, Training
-from kd_jax.launch.weights import Weights
 from kd_jax.models import decoder
 from kd_jax.objectives.combinators import add, on, own_weights
 from kd_jax.objectives.references import precomputed
@@ -45,7 +42,6 @@ from kd_jax.types import Model, Objective, Policy
 
 CLAIMS = _report.CLAIMS
 REFERENCE = "reference_log_probs"
-LR_HELP = "Peak learning rate"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +125,7 @@ PRESETS = {
     "laptop": Config(
         model="smollm2",
         decoder=_language.SMOLLM2_135M,
-        data=_questions.Data(tofu=True, forget_authors=2, retain_authors=6, length=96),
+        data=_questions.Data(tofu=True, forget_authors=2, retain_authors=6, length=88),
         adapter=_language.Adapter(rank=16, alpha=32.0),
         finetune=Learning(rate=2e-3, epochs=10, batch_size=8),
         unlearn=Learning(rate=5e-4, epochs=6, batch_size=8, warmup=0.2),
@@ -166,9 +162,7 @@ METHODS = ("ga", "graddiff", "npo", "npo_rt")
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    language = _language.open_language(
-        config.model, config.decoder, config.data, config.seed
-    )
+    language = _language.open_language(config.model, config.decoder, config.data, config.seed)
     parts = functools.partial(_parts, config, language)
     before = {"model": config.model, "data": config.data, "adapter": config.adapter}
     before |= {"learning": config.finetune, "decoder": config.decoder, "seed": config.seed}
@@ -183,9 +177,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
     return (
         Stage("finetune", lambda _: parts(retained_only=False), (), before),
-        Stage("retrain", lambda _: parts(retained_only=True), (), before),
         score_of("finetune"),
-        score_of("retrain"),
         *(
             stage
             for method in METHODS
@@ -199,6 +191,8 @@ def stages(config: Config) -> tuple[Stage, ...]:
                 score_of(method),
             )
         ),
+        Stage("retrain", lambda _: parts(retained_only=True), (), before),
+        score_of("retrain"),
     )
 
 
@@ -265,9 +259,7 @@ def _forgetting(config: Config, language: _language.Language, method: str, found
         forget = _questions.answer_rows(tokenizer, questions.forget, data.length)
         forget[REFERENCE] = found["finetune_score"].rows["forget_log_prob"].astype(np.float32)
         retain = _questions.answer_rows(tokenizer, questions.retain, data.length)
-        return pairs.forget_retain(
-            forget, retain, seed=config.seed, batch_size=learning.batch_size
-        )
+        return pairs.forget_retain(forget, retain, seed=config.seed, batch_size=learning.batch_size)
 
     batch = {
         "forget": _scores.shapes(learning.batch_size, data.length, (REFERENCE,)),
@@ -337,13 +329,11 @@ def _score(config: Config, language: _language.Language, artefact: Any) -> Compu
 def report(config: Config, artefacts: Mapping[str, Any], folder: Any):
     results = _report.results(METHODS, artefacts, folder)
     if config.model and config.data.forget:
-        language = _language.open_language(
-            config.model, config.decoder, config.data, config.seed
-        )
+        language = _language.open_language(config.model, config.decoder, config.data, config.seed)
         weights = artefacts["npo_rt"].weights()
         _language.export(language, weights, make_mesh(config.mesh), folder / "npo_rt")
     return results
 
 
 if __name__ == "__main__":
-    run.main(sys.modules[__name__])
+    raise SystemExit(run.main(__spec__.name))

@@ -5,10 +5,12 @@
 
 import argparse
 import contextlib
+import functools
+import io
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 DATA_DIR = "KD_JAX_DATA_DIR"
@@ -37,21 +39,26 @@ def load(
 
     if config and not hasattr(builder_class, "make_config"):
         raise ValueError(f"{builder_class.__name__} takes no config, got {sorted(config)}")
-    options = {"config": builder_class.make_config(**config)} if config else {}
+    configured = hasattr(builder_class, "make_config")
+    options = {"config": builder_class.make_config(**config)} if configured else {}
     folder = pathlib.Path(data_dir or default_data_dir()).expanduser()
-    builder = builder_class(data_dir=folder, file_format="array_record", **options)
-    if not builder.is_prepared():
-        tfds.display_progress_bar(sys.stderr.isatty())
-        manual = _manual(manual_dir)
-        settings = tfds.download.DownloadConfig(manual_dir=manual)
-        try:
-            builder.download_and_prepare(download_config=settings)
-        except OSError:
-            # Another process may have finished first: the last step renames a folder into place.
-            builder = builder_class(data_dir=folder, file_format="array_record", **options)
-            if not builder.is_prepared():
-                raise
-    return {split: builder.as_data_source(split) for split in builder.info.splits}
+    make = functools.partial(
+        builder_class, data_dir=folder, file_format="array_record", **options
+    )
+    with _quiet():
+        builder = make()
+        if not builder.is_prepared():
+            settings = tfds.download.DownloadConfig(manual_dir=_manual(manual_dir))
+            try:
+                builder.download_and_prepare(download_config=settings)
+            except (OSError, ValueError):
+                # Another process may have finished first: TFDS's last step renames a folder.
+                builder = make()
+                if not builder.is_prepared():
+                    with contextlib.suppress(OSError):
+                        (folder / builder.name).rmdir()  # empty where nothing else is in it
+                    raise
+        return {split: builder.as_data_source(split) for split in builder.info.splits}
 
 
 def texts(records: Sequence[Any]) -> list[dict[str, Any]]:
@@ -74,6 +81,22 @@ def _manual(manual_dir: str | os.PathLike[str] | None) -> pathlib.Path | None:
     if not folder.is_dir():
         raise FileNotFoundError(f"manual folder {folder} is no folder (--manual-dir, {MANUAL_DIR})")
     return folder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TFDS's lines on stdout and its warnings about folders that are about to be made."""
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    tfds.display_progress_bar(sys.stderr.isatty())
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _plain(value: Any) -> Any:
@@ -123,5 +146,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main())
+    sys.exit(main())

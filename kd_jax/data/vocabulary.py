@@ -21,15 +21,17 @@ class WordTokenizer:
     in the vocabulary becomes <unk>. Where two encoded texts are joined, word to word, `decode` puts
     a space between.
 
+    It stands wherever `kd_jax.formats.tokenizer.Tokenizer` does, but for chats.
+
     tokens: the vocabulary by id, SPECIAL first. Ids depend on the texts alone.
     """
 
     tokens: tuple[str, ...]
 
-    pad_id = 0
-    bos_id = 1
-    eos_id = 2
-    unk_id = 3
+    pad = 0
+    bos = 1
+    eos = 2
+    unk = 3
 
     def __post_init__(self) -> None:
         if self.tokens[: len(SPECIAL)] != SPECIAL or len(set(self.tokens)) != len(self.tokens):
@@ -59,18 +61,21 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; no special token is added, or read out of the text."""
-        return [self._ids.get(token, self.unk_id) for token in _split(text)]
+        return [self._ids.get(token, self.unk) for token in _split(text)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; <pad>, <bos> and <eos> are left out, an id out of range is an error."""
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """The text of ids; skip_special leaves out <pad>, <bos> and <eos>.
+
+        ValueError: an id that is negative or not below vocab_size.
+        """
         text, after_word = [], False
         for i in ids:
             i = int(i)
             if not 0 <= i < len(self.tokens):
                 raise ValueError(f"ids: got {i}, takes 0 to {len(self.tokens) - 1}")
-            if i < self.unk_id:
+            if i < self.unk and skip_special:
                 continue
-            word = i == self.unk_id or _WORD.fullmatch(self.tokens[i]) is not None
+            word = i == self.unk or _WORD.fullmatch(self.tokens[i]) is not None
             text.append(f" {self.tokens[i]}" if word and after_word else self.tokens[i])
             after_word = word
         return "".join(text)

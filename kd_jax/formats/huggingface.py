@@ -68,7 +68,7 @@ def _open_sharded(folder: Path) -> dict[str, LazyTensor]:
             raise ValueError(f"{folder}: shard {place} is missing")
         for name, tensor in open_tensors(folder / place).items():
             if places.get(name) != place:
-                raise ValueError(f"{folder / place}: holds {name!r}, which the index puts elsewhere")
+                raise ValueError(f"{folder / place}: {name!r} is not there by the index")
             tensors[name] = tensor
     missing = [name for name in places if name not in tensors]
     if missing:

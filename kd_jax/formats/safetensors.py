@@ -161,7 +161,7 @@ def write_tensors(
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     at = 0
     for tensor in tensors:
-        code = _NAMES.get(tensor.dtype.newbyteorder("<"), None)
+        code = _NAMES.get(tensor.dtype.newbyteorder("<"))
         if tensor.name in header:
             raise ValueError(f"tensors: {tensor.name!r} is given twice")
         if code is None:

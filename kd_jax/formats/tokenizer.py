@@ -64,17 +64,17 @@ class Tokenizer:
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
-    def bos(self) -> int | None:
+    def bos_id(self) -> int | None:
         """The id that begins a text, or None."""
         return self._special("bos_token")
 
     @property
-    def eos(self) -> int | None:
+    def eos_id(self) -> int | None:
         """The id that ends a text or a turn, or None."""
         return self._special("eos_token")
 
     @property
-    def pad(self) -> int | None:
+    def pad_id(self) -> int | None:
         """The id meant for padding, or None. Nothing here depends on it: padding has weight 0."""
         return self._special("pad_token")
 
@@ -101,12 +101,16 @@ class Tokenizer:
         roles = ("bos_token", "eos_token", "unk_token", "pad_token")
         special = {role: _text(self.config.get(role)) for role in roles}
         try:
-            return _environment().from_string(template).render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **{role: text for role, text in special.items() if text is not None},
+            return (
+                _environment()
+                .from_string(template)
+                .render(
+                    messages=messages,
+                    add_generation_prompt=add_generation_prompt,
+                    tools=None,
+                    documents=None,
+                    **{role: text for role, text in special.items() if text is not None},
+                )
             )
         except (jinja2.TemplateError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(f"the chat template failed: {error}") from None
@@ -156,17 +160,17 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     if kind != "gpt2":
         raise ValueError(f"tokenizer.ggml.model: got {kind!r}, takes 'gpt2' (byte-level BPE)")
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    pairs = [tuple(merge.split(" ")) for merge in _strings(metadata, "tokenizer.ggml.merges")]
+    pairs = [merge.partition(" ") for merge in _strings(metadata, "tokenizer.ggml.merges")]
     if len(set(tokens)) != len(tokens):
         raise ValueError("tokenizer.ggml.tokens: a token is given twice")
-    if any(len(pair) != 2 for pair in pairs):
+    if not all(left and right and " " not in right for left, _, right in pairs):
         raise ValueError("tokenizer.ggml.merges: a merge is not two tokens with a space between")
     pre = metadata.get("tokenizer.ggml.pre")
     cut, whole_words, normalizer = _pre_tokenisation(pre)
     try:
         model = models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
-            merges=pairs,
+            merges=[(left, right) for left, _, right in pairs],
             ignore_merges=whole_words,
         )
     except Exception as error:  # the library raises nothing narrower

@@ -55,12 +55,14 @@ class Checkpoints:
         self._folder = Path(os.path.abspath(os.path.expanduser(folder)))
         _check_writable(self._folder)
         policies = v1.training.preservation_policies
-        kept: list[Any] = [policies.LatestN(keep)]
+        kept: list[Any] = [policies.LatestN(n=keep)]
         if best is not None:
-            kept.append(policies.BestN(lambda found: found["best"], n=1))
-        self._orbax = v1.training.Checkpointer(
-            self._folder,
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            kept.append(policies.BestN(get_metric_fn=lambda found: found["best"], n=1))
+        policy: Any = policies.AnyPreservationPolicy(kept)
+        # Any: what it returns is annotated as every kind of JSON.
+        self._orbax: Any = v1.training.Checkpointer(
+            str(self._folder),
+            preservation_policy=policy,
             cleanup_tmp_directories=True,
             # The best is found by metrics on disk; without it there is nothing to read.
             lightweight_initialize=best is None,

@@ -58,6 +58,11 @@ def load(name: str) -> ModuleType:
     return module
 
 
+def claim_of(module: ModuleType) -> str:
+    """The first paragraph of an experiment's docstring, on one line."""
+    return " ".join((module.__doc__ or "").strip().split("\n\n", 1)[0].split())
+
+
 def preset(module: ModuleType, name: str) -> Any:
     """The config of a preset."""
     try:

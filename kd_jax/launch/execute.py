@@ -15,7 +15,7 @@ from kd_jax.launch.checkpoints import Checkpoints
 from kd_jax.launch.config import Settings
 from kd_jax.launch.loop import Hook, fit
 from kd_jax.launch.progress import Progress
-from kd_jax.launch.sharding import shardings_of
+from kd_jax.launch.sharding import on_mesh, shardings_of
 from kd_jax.launch.stages import Compute, Evaluation, Training, inner, placed
 from kd_jax.launch.weights import init_state
 from kd_jax.launch.writers import Jsonl, TensorBoard, Wandb, Writers
@@ -114,8 +114,7 @@ def _train(
                 )
         finally:
             writer.close()
-        # Compiled anew at worst, but never donated: some of it may be the state's own arrays.
-        tree = training.result(inner(state), frozen)
+        tree = jax.jit(on_mesh(training.result, run.mesh))(inner(state), frozen)
         history, rows = points.collect()
     last = {k: v for k, v in history[-1].items() if k != "step"} if history else {}
     return Outcome(tree, last | {"steps": training.steps}, history, rows)

@@ -44,7 +44,7 @@ class Meter:
             self.restart()  # after the first step, which compiled
         self._open.append((step, metrics))
         if step % self._log_every == 0:
-            self._settle(self._closed, write=True)
+            self._settle(self._closed)
             self._open, self._closed = [], self._open
 
     def catch_up(self, *, last: bool = False) -> dict[str, float]:
@@ -52,9 +52,12 @@ class Meter:
 
         last: write them even between two intervals.
         """
-        numbers = self._settle(self._closed, write=True)
+        newest = (self._open or self._closed)[-1:]
+        jax.block_until_ready([metrics for _, metrics in newest])
+        pace = self._pace(newest)
+        numbers = self._settle(self._closed, pace=pace)
         if self._open:
-            numbers = self._settle(self._open, write=last)
+            numbers = self._settle(self._open, pace=pace, write=last)
         self._open, self._closed = [], []
         return numbers
 
@@ -62,15 +65,23 @@ class Meter:
         """Starts the clock anew: what happened since the last step does not count."""
         self._clock = time.perf_counter()
 
-    def _settle(self, interval: list[tuple[int, Metrics]], *, write: bool) -> dict[str, float]:
+    def _pace(self, interval: list[tuple[int, Metrics]]) -> float:
+        """Seconds a step since the last time, now that the interval's last step is finished."""
+        if not interval or self._clock is None:
+            return math.inf
+        step, begin = interval[-1][0], self._clock
+        self.restart()
+        taken, self._measured = step - self._measured, step
+        return max(self._clock - begin, 1e-9) / max(taken, 1)
+
+    def _settle(
+        self, interval: list[tuple[int, Metrics]], *, pace: float | None = None, write: bool = True
+    ) -> dict[str, float]:
         if not interval:
             return {}
         numbers = _finite(interval)
         step = interval[-1][0]
-        seconds = time.perf_counter() - (self._clock or 0.0)
-        taken, self._measured = step - self._measured, step
-        self.restart()
-        pace = max(seconds, 1e-9) / max(taken, 1)
+        pace = pace or self._pace(interval)
         rate = self._batch_size / pace
         if write and self._writer is not None:
             self._writer.scalars(step, numbers | {"rows_per_second": rate})

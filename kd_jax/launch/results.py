@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kd_jax.launch import tables
+from kd_jax.launch import cli, tables
 from kd_jax.launch.artefacts import Artefact, write_json
 from kd_jax.launch.claims import Effect, Results, Table, judge
 from kd_jax.launch.config import plain
@@ -35,7 +35,7 @@ def conclude(
     data = plain(
         {
             **header,
-            "title": (module.__doc__ or "").strip().split("\n", 1)[0],
+            "title": cli.claim_of(module),
             "claims": judged,
             "values": results.values,
             "tables": [table._asdict() for table in results.tables],

@@ -46,7 +46,7 @@ class Training(NamedTuple):
     frozen_rules: the same for each entry of frozen, `rules` where it is not named; extra_rules: for
     paths "aux/...", "carry/..." and "opt_state/..." that should not replicate.
     prepare(state, frozen, batch) -> batch, every `prepare_every` steps, or None.
-    result(state, frozen) -> what the artefact keeps, or None for nothing.
+    result(state, frozen) -> what the artefact keeps (jitted), or None for nothing.
     """
 
     step: TrainStep

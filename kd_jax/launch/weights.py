@@ -44,8 +44,11 @@ def from_arrays(tree: PyTree) -> Weights:
 
     def put(x: Any, placed: jax.ShapeDtypeStruct) -> jax.Array:
         if isinstance(x, jax.Array):
-            # A shared buffer would die with the copy that a training step is given.
-            return jax.device_put(x, placed.sharding, may_alias=False)
+            # device_put may share buffers with x, whatever may_alias says, and a shared one would
+            # die when a training step is given the result.
+            return jax.jit(jnp.copy, out_shardings=placed.sharding)(
+                jax.device_put(x, placed.sharding)
+            )
         x = np.asarray(x)
         return jax.make_array_from_callback(
             x.shape, placed.sharding, lambda where: np.array(x[where])

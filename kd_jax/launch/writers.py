@@ -62,20 +62,20 @@ class Jsonl:
 
 
 class TensorBoard:
-    """Event files under `folder`; on resume those after `start` are hidden.
+    """Event files under `folder`; those of an earlier start after step `start` are hidden.
 
-    prefix: stands before every name, "finetune/".
+    prefix: a sub-folder, which TensorBoard shows as a run of its own: "finetune/". Without one,
+        hiding would reach the steps of other stages.
     """
 
     def __init__(self, folder: str | Path, *, start: int = 0, prefix: str = ""):
         from tensorboardX import SummaryWriter
 
-        self._prefix = prefix
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self._writer = SummaryWriter(str(Path(folder) / prefix), purge_step=start + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(self._prefix + name, value, step)
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._writer.close()

@@ -59,8 +59,5 @@ def _log_softmax(logits: jax.Array, temperature: ArrayLike) -> jax.Array:
 def _kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     """sum p (log p - log q) over the last axis, with 0 log 0 = 0 in the value and the gradient."""
     p = jnp.exp(log_p)
-    seen = p > 0
-    # Both logs are made finite before they are subtracted: -inf - -inf would be NaN, and a mask
-    # on the result alone would leave the NaN in the gradient.
-    ratio = jnp.where(seen, log_p, 0.0) - jnp.where(seen, log_q, 0.0)
-    return (p * ratio).sum(-1)
+    # The mask is on the logs, not on the product: 0 * (-inf - x) is NaN, and so is its gradient.
+    return (p * jnp.where(p > 0, log_p - log_q, 0.0)).sum(-1)

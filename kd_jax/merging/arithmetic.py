@@ -72,7 +72,7 @@ def inner_product(first: PyTree, second: PyTree) -> jax.Array:
         first,
         second,
     )
-    return sum(jax.tree.leaves(products), jnp.float32(0))
+    return jnp.sum(jnp.stack(jax.tree.leaves(products)))
 
 
 def cosine(first: PyTree, second: PyTree) -> jax.Array:

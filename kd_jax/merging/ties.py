@@ -153,14 +153,16 @@ def ties(
     base, models: trees of the same paths and shapes, floating leaves; the result has the dtypes of
     the base. density: the share of entries kept of each task vector (0.2 in the paper). scale: the
     paper's lambda, a number that may be traced: 1 without validation data, else searched over
-    0.8, 0.9, ..., 2.5 (T5). trim: `trim`, `trim_released` or another function (vector, density=) -> vector.
-    merge: `disjoint_mean`, `disjoint_sum`, `disjoint_max` or another function (vectors, signs) ->
-    vector. For IA3 the base is a tree of ones; tied embeddings must be in the tree once.
+    0.8, 0.9, ..., 2.5 (T5). trim: `trim`, `trim_released` or another function
+    (vector, *, density) -> vector. merge: `disjoint_mean`, `disjoint_sum`, `disjoint_max` or
+    another function (vectors, signs) -> vector. For IA3 the base is a tree of ones; tied
+    embeddings must be in the tree once.
 
     arXiv 2306.01708, algorithm 1.
     """
     check_models(models, base)
-    if jnp.shape(scale) != ():
-        raise ValueError(f"scale: got shape {jnp.shape(scale)}, takes a number")
+    scale = jnp.asarray(scale, jnp.float32)
+    if scale.shape != ():
+        raise ValueError(f"scale: got shape {scale.shape}, takes a number")
     trimmed = [trim(task_vector(base, model), density=density) for model in models]
     return add_task_vectors(base, [merge(trimmed, elect(trimmed))], scale=scale)

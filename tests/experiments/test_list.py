@@ -9,7 +9,8 @@ from experiments import __main__ as listing
 
 ROOT = Path(listing.__file__).parent.parent
 
-MODULE = '''"""A student learns more from a teacher than from labels.
+MODULE = '''"""A student learns more
+from a teacher than from labels.
 
 More text.
 """
@@ -49,7 +50,7 @@ def test_names_gives_modules_with_the_preset(tmp_path, capsys, monkeypatch):
 def test_every_listed_experiment_exists_and_says_its_claim():
     for listed in listing.find():
         assert importlib.util.find_spec(listed.module) is not None
-        assert listed.claim.endswith("."), f"{listed.module}: first docstring line {listed.claim!r}"
+        assert listed.claim.endswith("."), f"{listed.module}: first paragraph {listed.claim!r}"
         assert "smoke" in listed.presets, listed.module
 
 

@@ -9,7 +9,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.losses.classification import label_log_probs
-from kd_jax.losses.divergences import forward_kl
 from kd_jax.losses.streaming import token_forward_kl, token_log_probs
 from kd_jax.types import Factored, Logits
 
@@ -23,12 +22,12 @@ def case():
 
 
 def make(B, T, D, V, dtype=jnp.float32):
-    k = jax.random.split(jax.random.key(0), 4)
+    rng = np.random.default_rng(0)
     return {
-        "hidden": jax.random.normal(k[0], (B, T, D), dtype),
-        "unembedding": jax.random.normal(k[1], (V, D), dtype),
-        "targets": jax.random.randint(k[2], (B, T), 0, V),
-        "weights": jax.random.normal(k[3], (B, T)),
+        "hidden": jnp.asarray(rng.standard_normal((B, T, D)), dtype),
+        "unembedding": jnp.asarray(rng.standard_normal((V, D)), dtype),
+        "targets": jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32),
+        "weights": jnp.asarray(rng.standard_normal((B, T)), jnp.float32),
     }
 
 
@@ -57,25 +56,32 @@ def close(got, want, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
 
 
-@CURVES
-@pytest.mark.parametrize("chunk", [1, 4, 5, 512], ids=lambda c: f"chunk{c}")
-def test_equals_the_dense_form(case, curve, chunk):
-    head = Factored(case["hidden"], case["unembedding"], *curve)
-    got = jax.jit(partial(token_log_probs, chunk=chunk))(head, case["targets"])
-    assert got.shape == (B, T)
-    assert got.dtype == jnp.float32
-    close(got, token_log_probs(Logits(head.logits()), case["targets"]))
-    args = (case["hidden"], case["unembedding"], case, curve)
-    close(
-        jax.jit(jax.grad(partial(streamed, chunk=chunk), (0, 1)))(*args),
-        jax.grad(dense, (0, 1))(*args),
-    )
+@pytest.mark.parametrize(
+    ("chunk", "curve"),
+    [(1, (1.0, None)), (4, (1.0, None)), (4, (0.7, 3.0)), (5, (0.7, None)), (512, (1.0, 3.0))],
+    ids=str,
+)
+def test_equals_the_dense_form(case, chunk, curve):
+    def value_and_gradients(f):
+        def loss(h, w):
+            lp = f(Factored(h, w, *curve))
+            return (lp * case["weights"]).sum(), lp
+
+        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(case["hidden"], case["unembedding"])
+
+    targets = case["targets"]
+    got = value_and_gradients(lambda head: token_log_probs(head, targets, chunk=chunk))
+    want = value_and_gradients(lambda head: token_log_probs(Logits(head.logits()), targets))
+    assert got[1].shape == (B, T)
+    assert got[1].dtype == jnp.float32
+    close(got, want)
 
 
 @CURVES
 def test_gradient_against_float64_finite_differences(case, curve):
     h, w = (np.asarray(case[name], np.float64) for name in ("hidden", "unembedding"))
-    grads = jax.grad(streamed, (0, 1))(case["hidden"], case["unembedding"], case, curve)
+    grad = jax.jit(jax.grad(partial(streamed, curve=curve), (0, 1)))
+    grads = grad(case["hidden"], case["unembedding"], case)
     rng, step = np.random.default_rng(0), 1e-5
     for _ in range(5):
         u, v = rng.standard_normal(h.shape), rng.standard_normal(w.shape)
@@ -89,8 +95,8 @@ def test_scale_and_softcap_may_be_learned(case):
     h, w = case["hidden"], case["unembedding"]
     curve = (jnp.float32(0.7), jnp.float32(3.0))
     close(
-        jax.grad(lambda c: streamed(h, w, case, c))(curve),
-        jax.grad(lambda c: dense(h, w, case, c))(curve),
+        jax.jit(jax.grad(lambda c: streamed(h, w, case, c)))(curve),
+        jax.jit(jax.grad(lambda c: dense(h, w, case, c)))(curve),
         rtol=1e-4,
     )
 
@@ -113,39 +119,45 @@ def test_unrolled_descent_step_is_differentiable(case):
         return f(h, w + 0.1 * jax.grad(f, 1)(h, w, case), case)
 
     close(
-        jax.grad(partial(after_step, streamed))(case["unembedding"]),
-        jax.grad(partial(after_step, dense))(case["unembedding"]),
+        jax.jit(jax.grad(partial(after_step, streamed)))(case["unembedding"]),
+        jax.jit(jax.grad(partial(after_step, dense)))(case["unembedding"]),
         rtol=1e-4,
         atol=1e-4,
     )
 
 
-def test_vmap(case):
+@pytest.mark.parametrize("axes", [(0, None), (0, 0)], ids=["hidden", "both"])
+def test_vmap(case, axes):
     hidden = jnp.stack([case["hidden"], 2 * case["hidden"]])
-    unembeddings = jnp.stack([case["unembedding"], -case["unembedding"]])
-    for axes, w in (((0, None), case["unembedding"]), ((0, 0), unembeddings)):
+    unembedding = case["unembedding"]
+    if axes == (0, 0):
+        unembedding = jnp.stack([unembedding, -unembedding])
 
-        def mapped(f, axes=axes):
-            return jax.vmap(lambda h, w: jax.value_and_grad(f, (0, 1))(h, w, case), axes)
+    def mapped(f):
+        grad = jax.value_and_grad(f, (0, 1))
+        return jax.jit(jax.vmap(lambda h, w: grad(h, w, case), axes))(hidden, unembedding)
 
-        close(mapped(streamed)(hidden, w), mapped(dense)(hidden, w))
+    close(mapped(streamed), mapped(dense))
 
 
 def test_ids_outside_the_vocabulary_are_finite(case):
     targets = case["targets"].at[0, 3].set(-100)
     head = Factored(case["hidden"], case["unembedding"])
-    got = token_log_probs(head, targets, chunk=4)
+    log_probs = jax.jit(partial(token_log_probs, chunk=4))
+    got = log_probs(head, targets)
     np.testing.assert_allclose(got[0, 3], -jax.nn.logsumexp(head.logits()[0, 3]), rtol=1e-5)
-    np.testing.assert_allclose(got[1], token_log_probs(head, case["targets"])[1], rtol=1e-5)
+    np.testing.assert_array_equal(got[1], log_probs(head, case["targets"])[1])
 
 
 def test_bfloat16_inputs_give_float32_values_and_their_own_gradients():
     case = make(2, 64, 16, 33, jnp.bfloat16)
     h, w = case["hidden"], case["unembedding"]
-    value, grads = jax.value_and_grad(partial(streamed, chunk=4), (0, 1))(h, w, case)
+    value, grads = jax.jit(jax.value_and_grad(streamed, (0, 1)))(h, w, case)
     assert value.dtype == jnp.float32
     assert all(g.dtype == jnp.bfloat16 for g in grads)
-    exact = jax.value_and_grad(dense, (0, 1))(h.astype(jnp.float32), w.astype(jnp.float32), case)
+    exact = jax.jit(jax.value_and_grad(dense, (0, 1)))(
+        h.astype(jnp.float32), w.astype(jnp.float32), case
+    )
     np.testing.assert_allclose(value, exact[0], rtol=1e-4)
     # 16 chunks summed in float32 and rounded once: within half a step of bfloat16 and the rounding
     # of the logits' gradient. A bfloat16 sum is several times worse.
@@ -202,7 +214,9 @@ def test_compiled_memory_is_a_fraction_of_the_dense_form():
 
     def temporary(f):
         step = jax.jit(lambda c: jax.value_and_grad(f, (0, 1))(c["hidden"], c["unembedding"], c))
-        return step.lower(case).compile().memory_analysis().temp_size_in_bytes
+        memory = step.lower(case).compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     assert temporary(partial(streamed, chunk=64)) < temporary(dense) / 4
 
@@ -240,69 +254,10 @@ def test_a_vocabulary_sharded_over_devices_gives_the_same():
     close(got, want)
     assert got[1][1].sharding.is_equivalent_to(words, 2)
     # The logits stay apart: nothing as large as one chunk of the whole vocabulary is gathered.
-    text = sharded.lower(case).compile().as_text()
+    text = sharded.lower(case).compile().as_text() or ""
     assert "f32[4,4,32]" not in text
     assert "f32[2,4,32]" not in text
     assert "f32[2,4,8]" in text
-
-
-def heads(case):
-    k = jax.random.split(jax.random.key(1), 2)
-    student = Factored(case["hidden"], case["unembedding"], 0.7, 3.0)
-    teacher = Factored(
-        jax.random.normal(k[0], (B, T, D + 3)), jax.random.normal(k[1], (V, D + 3)), 1.3
-    )
-    return student, teacher
-
-
-@pytest.mark.parametrize("student_dense", [False, True], ids=["factored", "logits"])
-@pytest.mark.parametrize("teacher_dense", [False, True], ids=["factored", "logits"])
-def test_forward_kl_equals_the_dense_form(case, student_dense, teacher_dense):
-    student, teacher = heads(case)
-    student = Logits(student.logits()) if student_dense else student
-    teacher = Logits(teacher.logits()) if teacher_dense else teacher
-
-    def split(student, teacher):
-        return token_forward_kl(student, teacher, temperature=2.0, chunk=4)
-
-    def whole(student, teacher):
-        return forward_kl(student.logits(), teacher.logits(), temperature=2.0)
-
-    close(split(student, teacher), whole(student, teacher))
-
-    def grad(f):
-        return jax.jit(jax.grad(lambda s, t: (f(s, t) * case["weights"]).sum(), (0, 1)))
-
-    got, to_teacher = grad(split)(student, teacher)
-    want, _ = grad(whole)(student, teacher)
-    close(got, want)
-    jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0.0), to_teacher)
-
-
-def test_forward_kl_is_zero_at_the_teacher(case):
-    _, teacher = heads(case)
-    value, grad = jax.value_and_grad(
-        lambda s: token_forward_kl(s, teacher, temperature=0.5, chunk=3).sum()
-    )(teacher)
-    np.testing.assert_allclose(value, 0.0, atol=1e-5)
-    jax.tree.map(lambda g: np.testing.assert_allclose(g, 0.0, atol=1e-4), grad)
-
-
-def test_forward_kl_takes_a_traced_temperature_and_second_derivatives(case):
-    student, teacher = heads(case)
-
-    def outer(f):
-        def value(h, tau):
-            return (f(student._replace(hidden=h), teacher, tau) * case["weights"]).sum()
-
-        def slope(h, tau):
-            return jnp.square(jax.grad(value)(h, tau)).sum()
-
-        return jax.jit(jax.grad(slope))(student.hidden, jnp.float32(1.7))
-
-    got = outer(lambda s, t, tau: token_forward_kl(s, t, temperature=tau, chunk=4))
-    want = outer(lambda s, t, tau: forward_kl(s.logits(), t.logits(), temperature=tau))
-    close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_bad_arguments_are_named(case):

@@ -31,7 +31,6 @@ class FictitiousAuthors(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     """`full`: the records of `authors_generator.generate`, author by author."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [AuthorsConfig.of()]
 
     make_config = AuthorsConfig.of
 
@@ -62,7 +61,8 @@ class FictitiousAuthors(tfds.core.GeneratorBasedBuilder, skip_registration=True)
 
     def _generate_examples(self) -> Iterator[Any]:
         config = self.builder_config
-        assert isinstance(config, AuthorsConfig)
+        if not isinstance(config, AuthorsConfig):
+            raise ValueError(f"config: got {config}, takes what make_config gives")
         yield from enumerate(
             authors_generator.generate(
                 config.authors, config.seed, questions_per_author=config.questions_per_author

@@ -1,0 +1,55 @@
+"""Runs every experiment of a family at `smoke`, one after the other in this process.
+
+    python -m tools.smoke --families      # their names
+    python -m tools.smoke unlearning
+
+Start-up and compiled programs are shared. A run may take 20 s; one that takes three times that
+fails, which leaves room for a busy machine.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.__main__ import find
+
+LIMIT = 20.0  # seconds
+ROOM = 3.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.smoke", description=__doc__)
+    found = [e for e in find() if "smoke" in e.presets]
+    families = sorted({e.family for e in found})
+    parser.add_argument("family", nargs="?", choices=families)
+    parser.add_argument("--families", action="store_true", help="print the families' names")
+    arguments = parser.parse_args(argv)
+    if arguments.families:
+        print(*families, sep="\n")
+        return 0
+    if arguments.family is None:
+        parser.error(f"name a family: {', '.join(families)}")
+    from kd_jax.launch import run
+
+    faults, lines = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for module in [e.module for e in found if e.family == arguments.family]:
+            start = time.perf_counter()
+            code = run.main(module, ["smoke", "--workdir", str(Path(folder, module))])
+            seconds = time.perf_counter() - start
+            lines.append(f"{module} smoke: exit code {code}, {seconds:.1f} s of {LIMIT:.0f} s")
+            if code != 0:
+                faults.append(f"{module}: exit code {code}")
+            elif seconds > LIMIT * ROOM:
+                faults.append(f"{module}: {seconds:.0f} s, over {LIMIT * ROOM:.0f} s")
+    print(*lines, sep="\n")
+    if faults:
+        print(*faults, sep="\n", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
