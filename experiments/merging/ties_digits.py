@@ -21,9 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.merging._tasks import TASKS, changed, mixed
 from kd_jax import optim
-from kd_jax.data import arrays, images, prepare, sources
-from kd_jax.data.builders.digits import Digits
+from kd_jax.data import sources
 from kd_jax.evaluation.intervals import mean_interval
 from kd_jax.launch import plots, run, weights
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
@@ -40,14 +40,6 @@ from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import label_accuracy, label_cross_entropy
 from kd_jax.steps import make_eval_step, make_train_step
 
-# What is done to the images [N, 8, 8, 1] of each task.
-TASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "turned": lambda x: np.rot90(x, axes=(1, 2)),
-    "mirrored": lambda x: x[:, :, ::-1],
-    "upside down": lambda x: x[:, ::-1],
-    "transposed": lambda x: x.swapaxes(1, 2),
-    "inverted": lambda x: 255 - x,
-}
 MERGES = (
     "average",
     "task arithmetic",
@@ -56,7 +48,6 @@ MERGES = (
     "TIES, validated",
 )
 SCALES = tuple(i / 10 for i in range(1, 21))  # tried where a scale is chosen on validation images
-HELD_OUT = 8  # every eighth training image is kept for validation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,10 +96,10 @@ def _difference(ours: str, theirs: str) -> Callable[[Results], Effect]:
 
 
 TRIED = (
-    "Fine-tuned by AdamW (rate 1e-3) in place of SGD, TIES was below task arithmetic with validation "
-    "too (-1.4 points, 5 seeds): Adam moves all weights alike, so magnitude says little about which "
-    "of them matter. Pretraining on unchanged digits alone left specialists too far apart for any "
-    "merge (averages near 28 %)."
+    "Fine-tuned by AdamW (rate 1e-3) in place of SGD, TIES was below task arithmetic with "
+    "validation too (-1.4 points, 5 seeds): Adam moves all weights alike, so that magnitude says "
+    "little about which of them matter. Pretraining on unchanged digits alone left specialists too "
+    "far apart for any merge (averages near 28 %)."
 )
 
 CLAIMS = tuple(
@@ -133,30 +124,6 @@ CLAIMS = tuple(
 )
 
 
-@functools.cache
-def _digits() -> dict[str, dict[str, np.ndarray]]:
-    splits = prepare.load(Digits)
-    return {split: images.image_arrays(splits[split]) for split in ("train", "test")}
-
-
-def _changed(task: str, split: str, rows: slice = slice(None)) -> dict[str, np.ndarray]:
-    """Images of train, validation or test as a task sees them."""
-    found = _digits()["test" if split == "test" else "train"]
-    if split != "test":
-        held_out = np.arange(arrays.size(found)) % HELD_OUT == 0
-        found = arrays.take(found, held_out if split == "validation" else ~held_out)
-    found = arrays.take(found, rows)
-    return found | {"inputs": np.ascontiguousarray(TASKS[task](found["inputs"]))}
-
-
-def _mixed(config: Config) -> dict[str, np.ndarray]:
-    """The pretraining set: a few images, each changed as one of the tasks does."""
-    names = _tasks(config)
-    each = config.pretraining_images // len(names)
-    parts = [_changed(t, "train", slice(i * each, (i + 1) * each)) for i, t in enumerate(names)]
-    return arrays.concatenate(parts)
-
-
 def _tasks(config: Config) -> tuple[str, ...]:
     return tuple(TASKS)[: config.tasks]
 
@@ -178,14 +145,16 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
 def _pretraining(config: Config, seed: int, artefacts: Any) -> Training:
     start = weights.from_init(config.model.init, jax.random.key(seed))
-    return _training(config, start, None, lambda: _mixed(config), seed)
+    return _training(
+        config, start, None, lambda: mixed(_tasks(config), config.pretraining_images), seed
+    )
 
 
 def _finetuning(config: Config, seed: int, task: str, base: str, artefacts: Any) -> Training:
     # The last layer is the head: the pretrained model's, so that trunks can be merged.
     trunk = rf"model/layer_[0-{len(config.widths) - 1}]/.*"
     start = artefacts[base].weights()
-    return _training(config, start, trunk, lambda: _changed(task, "train"), seed)
+    return _training(config, start, trunk, lambda: changed(task, "train"), seed)
 
 
 def _training(
@@ -236,7 +205,7 @@ def _merging(config: Config, base: str, names: Mapping[str, str], artefacts: Any
         def accuracies(params: Any, split: str) -> dict[str, float]:
             state, found = {"model": params, "aux": {}}, {}
             for task in names:
-                examples = _changed(task, split)
+                examples = changed(task, split)
                 values, _ = evaluate(step, state, {}, {}, examples, batch_size=360, mesh=mesh)
                 found[task] = 100 * values["accuracy"]
             return found

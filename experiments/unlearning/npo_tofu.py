@@ -17,7 +17,6 @@ Claim: GA destroys what should be kept; NPO forgets more slowly and NPO+RT keeps
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -25,7 +24,7 @@ import numpy as np
 import tyro
 
 from experiments.unlearning import _language, _questions, _report, _scores
-from kd_jax import optim
+from experiments.unlearning._learning import Learning
 from kd_jax.data import pairs, sources
 from kd_jax.launch import run
 from kd_jax.launch.config import Settings
@@ -42,34 +41,6 @@ from kd_jax.types import Model, Objective, Policy
 
 CLAIMS = _report.CLAIMS
 REFERENCE = "reference_log_probs"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Learning:
-    """AdamW with linear warm-up and decay."""
-
-    rate: float
-    """Peak learning rate."""
-    epochs: float
-    """Passes over the data."""
-    batch_size: int
-    """Rows in a batch."""
-    warmup: float = 0.1
-    """Part of the steps in which the rate rises."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay."""
-
-    def __post_init__(self):
-        if not (self.rate > 0 and self.epochs > 0 and self.batch_size > 0 and 0 <= self.warmup < 1):
-            raise ValueError(f"learning: got {self}, takes positive numbers and warmup below 1")
-
-    def steps(self, rows: int) -> int:
-        return max(1, math.ceil(self.epochs * rows / self.batch_size))
-
-    def optimizer(self, rows: int):
-        steps = self.steps(rows)
-        schedule = optim.linear(self.rate, warmup=int(self.warmup * steps), steps=steps)
-        return optim.adamw(schedule, weight_decay=self.weight_decay, clip=1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +98,7 @@ PRESETS = {
         decoder=_language.SMOLLM2_135M,
         data=_questions.Data(tofu=True, forget_authors=2, retain_authors=6, length=88),
         adapter=_language.Adapter(rank=16, alpha=32.0),
-        finetune=Learning(rate=2e-3, epochs=10, batch_size=8),
+        finetune=Learning(rate=2e-3, epochs=5, batch_size=8),
         unlearn=Learning(rate=5e-4, epochs=6, batch_size=8, warmup=0.2),
         wrong_answers=3,
     ),

@@ -3,7 +3,7 @@
 `rows of a batch` are entries of the leading axis of every leaf.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def map_leaves(f: Callable[[np.ndarray], Any], arrays: Arrays) -> dict[str, Any]
     return {k: map_leaves(f, v) if isinstance(v, Mapping) else f(v) for k, v in arrays.items()}
 
 
-def concatenate(parts: list[Arrays]) -> dict[str, Any]:
+def concatenate(parts: Sequence[Arrays]) -> dict[str, Any]:
     """The rows of all parts, in order; the parts have the same nesting and shapes of rows."""
     return {
         k: concatenate([p[k] for p in parts])
@@ -59,9 +59,7 @@ def pad_rows(batch: Arrays, rows: int) -> dict[str, Any]:
             tail = np.zeros_like(tail)
         return np.concatenate([leaf, tail])
 
-    return {
-        k: pad_rows(v, rows) if isinstance(v, Mapping) else pad(k, v) for k, v in batch.items()
-    }
+    return {k: pad_rows(v, rows) if isinstance(v, Mapping) else pad(k, v) for k, v in batch.items()}
 
 
 def _leaves(arrays: Arrays, prefix: str = ""):

@@ -67,10 +67,14 @@ def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, 
             raise ValueError(
                 f"{name}, line {number}: not JSON ({error.msg}, column {error.colno})"
             ) from None
+        except ValueError as error:  # an integer of too many digits
+            raise ValueError(f"{name}, line {number}: not JSON ({error})") from None
         except RecursionError:
             raise ValueError(f"{name}, line {number}: nested too deeply") from None
         if not isinstance(value, dict):
-            raise ValueError(f"{name}, line {number}: a {type(value).__name__}, takes an object")
+            raise ValueError(
+                f"{name}, line {number}: of type {type(value).__name__}, takes an object"
+            )
         yield number, value
 
 
@@ -83,7 +87,7 @@ def string(name: str, number: int, record: dict[str, Any], field: str) -> str:
     value = record[field]
     if not isinstance(value, str):
         raise ValueError(
-            f"{name}, line {number}: field {field!r} is a {type(value).__name__}, takes a string"
+            f"{name}, line {number}: field {field!r} is of type {type(value).__name__}, takes str"
         )
     try:
         value.encode()

@@ -21,9 +21,7 @@ def pack(
     row's number.
     """
     collate.check_ids(length, eos_id, pad_id)
-    cut = [
-        collate.shifted(e, i, length=length, eos_id=eos_id) for i, e in enumerate(examples)
-    ]
+    cut = [collate.shifted(e, i, length=length, eos_id=eos_id) for i, e in enumerate(examples)]
     starts, n_rows = first_fit([len(tokens) - 1 for tokens, _ in cut], length)
     shape = (n_rows, length)
     inputs, targets = (np.full(shape, pad_id, np.int32) for _ in range(2))

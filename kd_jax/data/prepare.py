@@ -1,6 +1,6 @@
 """Preparing data sets once, and loading them: `load(Tofu)`, or on the command line
 
-    python -m kd_jax.data.prepare tofu --manual-dir FOLDER
+python -m kd_jax.data.prepare tofu --manual-dir FOLDER
 """
 
 import argparse
@@ -42,9 +42,7 @@ def load(
     configured = hasattr(builder_class, "make_config")
     options = {"config": builder_class.make_config(**config)} if configured else {}
     folder = pathlib.Path(data_dir or default_data_dir()).expanduser()
-    make = functools.partial(
-        builder_class, data_dir=folder, file_format="array_record", **options
-    )
+    make = functools.partial(builder_class, data_dir=folder, file_format="array_record", **options)
     with _quiet():
         builder = make()
         if not builder.is_prepared():
@@ -131,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m kd_jax.data.prepare", description="Prepare data sets (array_record files)."
     )
-    parser.add_argument("names", nargs="+", choices=list(known), metavar="NAME", help="|".join(known))
+    parser.add_argument(
+        "names", nargs="+", choices=list(known), metavar="NAME", help="|".join(known)
+    )
     parser.add_argument("--manual-dir", help=f"folder with the data's files (or ${MANUAL_DIR})")
     parser.add_argument("--data-dir", help=f"where it is kept (or ${DATA_DIR}, ~/.cache/kd_jax)")
     given = parser.parse_args(arguments)

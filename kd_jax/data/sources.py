@@ -149,7 +149,7 @@ def _check_batch_size(batch_size: int) -> None:
         raise ValueError(f"batch_size: got {batch_size}, takes at least 1")
 
 
-def _numbered(batch: Batch, index: np.ndarray) -> Batch:
+def _numbered(batch: Mapping[str, Any], index: np.ndarray) -> Batch:
     return {
         **{k: _numbered(v, index) if isinstance(v, Mapping) else v for k, v in batch.items()},
         **({} if all(isinstance(v, Mapping) for v in batch.values()) else {"index": index}),

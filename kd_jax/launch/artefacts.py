@@ -122,6 +122,12 @@ def find(name: str, hash: str, runs: Sequence[Path]) -> Artefact | None:
     return None
 
 
+def tidy(where: Place) -> None:
+    """Removes what a kill between the last two steps of `finish` left of a finished stage."""
+    if where.partial.exists() and runtime.is_main():
+        shutil.rmtree(where.partial)
+
+
 def finish(
     where: Place,
     about: Mapping[str, Any],

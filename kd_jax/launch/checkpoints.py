@@ -3,10 +3,11 @@
 The orbax v1 API, which may still change, is used here and in weights.py only.
 """
 
+import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,19 +55,18 @@ class Checkpoints:
         self._best = best
         self._folder = Path(os.path.abspath(os.path.expanduser(folder)))
         _check_writable(self._folder)
-        policies = v1.training.preservation_policies
-        kept: list[Any] = [policies.LatestN(n=keep)]
-        if best is not None:
-            kept.append(policies.BestN(get_metric_fn=lambda found: found["best"], n=1))
-        policy: Any = policies.AnyPreservationPolicy(kept)
+        self._scores: dict[int, float] = {}
+        policy: Any = _Keep(keep, self._scores)
         # Any: what it returns is annotated as every kind of JSON.
         self._orbax: Any = v1.training.Checkpointer(
             str(self._folder),
             preservation_policy=policy,
             cleanup_tmp_directories=True,
-            # The best is found by metrics on disk; without it there is nothing to read.
-            lightweight_initialize=best is None,
         )
+        for step in self.steps if best is not None else []:
+            # One that cannot be read has no score; restore_latest deals with it.
+            with contextlib.suppress(Exception):
+                self._scores[step] = self._orbax.metadata(step).custom_metadata["score"]
 
     @property
     def steps(self) -> list[int]:
@@ -86,15 +86,15 @@ class Checkpoints:
         sums, finite = _fingerprint(arrays)
         if not bool(finite):
             raise NonFinite(step - 1, "a parameter after it")
-        ranked = None
-        if self._best is not None:
-            ranked = {"best": float(self._best(metrics or {}))}
+        score = None if self._best is None else float(self._best(metrics or {}))
+        if score is not None:
+            self._scores[step] = score
         self._orbax.save_async(
             step,
             arrays,
             force=True,
-            metrics=ranked,
             custom_metadata={
+                "score": score,
                 "identity": self._identity,
                 "origins": self._origins,
                 "fingerprint": [int(x) for x in jax.device_get(sums)],
@@ -136,13 +136,13 @@ class Checkpoints:
     def restore_best(self, abstract: TrainState) -> TrainState:
         """The state that `best` ranked highest. ValueError when none was ranked."""
         self.wait()
-        ranked = [found for found in self._orbax.checkpoints if found.metrics]
+        ranked = {step: self._scores[step] for step in self.steps if step in self._scores}
         if not ranked:
             raise ValueError(f"{self._folder}: no checkpoint was saved with best=...")
-        top = max(ranked, key=lambda found: found.metrics["best"])
-        state, fault = self._try(top.step, abstract)
+        top = max(ranked, key=lambda step: ranked[step])
+        state, fault = self._try(top, abstract)
         if state is None or not runtime.everywhere(fault is None):
-            raise UserError(f"{self._folder}: the best checkpoint, step {top.step}: {fault}")
+            raise UserError(f"{self._folder}: the best checkpoint, step {top}: {fault}")
         return state
 
     def wait(self) -> None:
@@ -186,6 +186,19 @@ class Checkpoints:
         return _decode(arrays, abstract), None
 
 
+class _Keep:
+    """Which checkpoints stay: the latest, and the one with the highest score."""
+
+    def __init__(self, latest: int, scores: Mapping[int, float]):
+        self._latest, self._scores = latest, scores
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [found.step for found in checkpoints]
+        ranked = [step for step in steps if step in self._scores]
+        best = max(ranked, key=lambda step: self._scores[step], default=None)
+        return [step in steps[-self._latest :] or step == best for step in steps]
+
+
 def _check_writable(folder: Path) -> None:
     probe = folder / f".writable-{os.getpid()}"
     try:
@@ -203,6 +216,13 @@ def _first_line(error: Exception) -> str:
 
 def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(abstract: Any) -> Any:
+    """The kind of a typed key of which only shape and dtype are there."""
+    found = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), abstract)
+    return found[0]
 
 
 def _encode(state: PyTree) -> PyTree:
@@ -230,7 +250,7 @@ def _decode(arrays: PyTree, abstract: PyTree) -> PyTree:
     def wrap(arrays: PyTree) -> PyTree:
         return jax.tree.map(
             lambda x, like: (
-                jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if _is_key(like) else x
+                jax.random.wrap_key_data(x, impl=_key_impl(like)) if _is_key(like) else x
             ),
             arrays,
             abstract,

@@ -130,13 +130,14 @@ def _flag_fields(config: type) -> list[tuple[str, Any, Any]]:
 
 def _one_line(boxed: str, config: Any) -> str:
     """The message of tyro's box, and for an unknown flag the nearest one that there is."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in boxed.splitlines()]
-    body = []
-    for line, raw in zip(lines[1:], boxed.splitlines()[1:], strict=True):
-        if "──" in raw:
+    body: list[str] = []
+    for line in boxed.splitlines()[1:]:  # the first is the title
+        text = line.strip().strip("│").strip()
+        if not re.fullmatch("[─╰╯-]*", text):
+            body.append(text)
+        elif body:
             break
-        body.append(line)
-    message = " ".join(filter(None, body)).rstrip(".")
+    message = " ".join(body).rstrip(".")
     unknown = re.match(r"Unrecognized options: (.*)", message)
     if unknown:
         first, *values = unknown.group(1).split(", ")

@@ -100,6 +100,7 @@ def execute(
             artefact = artefacts.find(stage.name, hashes[stage.name], [folder, *others])
             if artefact is not None:
                 own = artefact.run == folder
+                artefacts.tidy(artefacts.place(folder, stage.name, hashes[stage.name]))
                 say("finished before" if own else f"finished before in {artefact.run}")
             else:
                 about = {

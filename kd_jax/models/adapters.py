@@ -97,9 +97,10 @@ def from_linen(
         mutable = [*(held if train else ()), *(["intermediates"] if taps else ())]
         rngs = None if key is None else _streams(key, streams)
         out, changed = module.apply(given, x, rngs=rngs, mutable=mutable, **arguments(train))
+        changed = dict(changed)
         sown = _sown(changed.pop("intermediates", {}))
         _known("taps", taps, sown)
-        return _output(out, {name: sown[name] for name in taps}, held | dict(changed))
+        return _output(out, {name: sown[name] for name in taps}, held | changed)
 
     return Model(init, apply, state)
 
@@ -157,8 +158,8 @@ def from_nnx(factory: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         out = module(inputs["inputs"])
         sown = _sown(nnx.to_pure_dict(nnx.pop(module, nnx.Intermediate)))
         _known("taps", taps, sown)
-        rest = nnx.to_pure_dict(nnx.split(module, nnx.Param, nnx.RngState, ...)[3])
-        return _output(out, {name: sown[name] for name in taps}, rest)
+        _, _, _, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        return _output(out, {name: sown[name] for name in taps}, nnx.to_pure_dict(rest))
 
     return Model(lambda key: parts(key)[0], apply, lambda: parts(jax.random.key(0))[1])
 

@@ -7,10 +7,12 @@ that of the default backend.
 """
 
 import math
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core.spmd import get_logical_axis_rules
+from flax.linen import spmd
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec
@@ -153,13 +155,16 @@ def splash_attention(
         heads_first = (
             jnp.swapaxes(pad(x, n), 1, 2) for x, n in ((scaled, rows), (k, columns), (v, columns))
         )
-        if plain:
-            out = jax.vmap(kernel)(*heads_first)
-        else:
-            segments = splash.SegmentIds(
-                q=pad(q_segments, rows, PADDING), kv=pad(kv_segments, columns, PADDING)
+        segments = (
+            ()
+            if plain
+            else (
+                splash.SegmentIds(
+                    pad(q_segments, rows, PADDING), pad(kv_segments, columns, PADDING)
+                ),
             )
-            out = jax.vmap(kernel)(*heads_first, segments)
+        )
+        out: Any = jax.vmap(kernel)(*heads_first, *segments)
         return jnp.swapaxes(out, 1, 2)[:, :length]
 
     return _on_shards(local, q, k, v, q_segments, kv_segments)
@@ -192,11 +197,12 @@ def _blocks(block: int) -> splash.BlockSizes:
 def _on_shards(local, q, k, v, q_segments, kv_segments):
     """local(...) on each device's rows and heads; as it is where there is no mesh in context."""
     mesh = jax.sharding.get_abstract_mesh()
-    rules = nn.get_logical_axis_rules()
+    rules = get_logical_axis_rules()
     if mesh.empty or not rules:
         return local(q, k, v, q_segments, kv_segments)
     batch, heads, kv_heads = (
-        nn.logical_to_mesh_axes((name,), rules)[0] for name in ("batch", "heads", "kv_heads")
+        (spmd.logical_to_mesh_axes((name,), rules) or (None,))[0]
+        for name in ("batch", "heads", "kv_heads")
     )
     if q.shape[0] % _size(mesh, batch):
         batch = None

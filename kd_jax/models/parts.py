@@ -1,8 +1,8 @@
 """What decoder layers are made of: norm, matrix product and named activations."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen import spmd
 from jaxtyping import Array, Float
 
 
@@ -58,4 +58,4 @@ def named(x: jax.Array, *axes: str | None) -> jax.Array:
 
     Does nothing unless flax's logical axis rules and a mesh (`jax.set_mesh`) are in context.
     """
-    return nn.with_logical_constraint(x, axes)
+    return spmd.with_logical_constraint(x, axes)

@@ -74,9 +74,7 @@ def test_uniform_draws_with_replacement_and_evenly():
     assert abs(counts - 1000).max() < 5 * np.sqrt(1000)
 
 
-@given(
-    start=st.integers(0, 100), length=st.integers(0, 60), size=st.integers(1, 20)
-)
+@given(start=st.integers(0, 100), length=st.integers(0, 60), size=st.integers(1, 20))
 def test_order_at_many_positions_is_the_order_at_each(start, length, size):
     positions = start + np.arange(length)
     together = order.order(3, "x", size, positions)

@@ -93,9 +93,7 @@ def test_sixteen_bits_keep_a_float32_softmax():
     np.testing.assert_allclose(np.asarray(got, np.float32), wanted, atol=0.02)
 
 
-@pytest.mark.parametrize(
-    "case, segmented", [("causal", True), ("window", True), ("window", False)]
-)
+@pytest.mark.parametrize("case, segmented", [("causal", True), ("window", True), ("window", False)])
 def test_the_tpu_kernel_equals_the_plain_path(case, segmented):
     """Values and gradients, on a length that is no multiple of the kernel's block."""
     length = 130

@@ -43,9 +43,7 @@ def read_idx(path: pathlib.Path, *, dims: int) -> np.ndarray:
         raise ValueError(f"{path}: ends inside its header of {header} bytes")
     shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims))
     if len(data) - header != math.prod(shape):
-        raise ValueError(
-            f"{path}: holds {len(data) - header} values, its header says {shape}"
-        )
+        raise ValueError(f"{path}: holds {len(data) - header} values, its header says {shape}")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 

@@ -22,9 +22,7 @@ class AuthorsConfig(tfds.core.BuilderConfig):
     def of(cls, authors: int = 20, seed: int = 0, questions_per_author: int = 20) -> Self:
         """A config whose name, and so its folder, tells its arguments."""
         name = f"authors{authors}_seed{seed}_questions{questions_per_author}"
-        return cls(
-            name=name, authors=authors, seed=seed, questions_per_author=questions_per_author
-        )
+        return cls(name=name, authors=authors, seed=seed, questions_per_author=questions_per_author)
 
 
 class FictitiousAuthors(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -1,4 +1,4 @@
-"""TOFU, the Task of Fictitious Unlearning (arXiv 2401.06121): 200 invented authors, 20 questions each.
+"""TOFU, the Task of Fictitious Unlearning (arXiv 2401.06121): 20 questions on each of 200 authors.
 
 The splits are the published files: `full`, `retain90`, `retain95`, `retain99`, `forget01`,
 `forget05`, `forget10`, the last three and `retain` as `..._perturbed`, `real_authors`,

@@ -1,0 +1,346 @@
+"""The decoder: its layouts, options and places. Values against transformers: test_pretrained.py."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from kd_jax.models import layout, rope
+from kd_jax.models.decoder import DecoderConfig, decoder, rules
+from kd_jax.models.parts import matmul
+from kd_jax.trees import check_same, flatten, map_with_path, match_rules
+
+TINY = DecoderConfig(vocab=64, width=32, depth=2, heads=4, kv_heads=2, head_dim=8, mlp=48)
+UNROLLED = dataclasses.replace(TINY, scan=False, remat=False)
+TOKENS = np.random.default_rng(0).integers(0, 64, (2, 12)).astype(np.int32)
+MAPPING = (
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+)
+
+
+@functools.cache
+def weights(config):
+    """Initialised, then moved so that norms, biases and the embedding matter."""
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.jit(decoder(config).init)(jax.random.key(0))
+    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * draw(x.shape).astype(np.float32), params)
+
+
+@functools.cache
+def compiled(config):
+    return jax.jit(lambda params, batch: decoder(config).apply(params, batch).head.logits())
+
+
+def logits(config, params, tokens=TOKENS, **inputs):
+    return compiled(config)(params, {"inputs": tokens, **inputs})
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["stacked", "unrolled"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tied": True}, {"qkv_bias": True, "qk_norm": True}],
+    ids=["plain", "tied", "bias and norm"],
+)
+def test_every_parameter_has_a_rule(options, scan):
+    config = dataclasses.replace(TINY, scan=scan, **options)
+    params = jax.eval_shape(decoder(config).init, jax.random.key(0))
+    axes = match_rules(rules(config), params)
+    for path, leaf in flatten(params).items():
+        named = axes
+        for key in path.split("/"):
+            named = named[key]
+        assert len(named) == len(leaf.shape), path
+        assert ("layers" in named) == (scan and path.startswith("layers/")), path
+
+
+def test_the_contracts_layout():
+    config = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True)
+    params = jax.eval_shape(decoder(config).init, jax.random.key(0))
+    shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
+    assert shapes == {
+        "embed/embedding": (64, 32),
+        "layers/attn_norm/scale": (2, 32),
+        "layers/attn/q/kernel": (2, 32, 32),
+        "layers/attn/q/bias": (2, 32),
+        "layers/attn/k/kernel": (2, 32, 16),
+        "layers/attn/k/bias": (2, 16),
+        "layers/attn/v/kernel": (2, 32, 16),
+        "layers/attn/v/bias": (2, 16),
+        "layers/attn/o/kernel": (2, 32, 32),
+        "layers/attn/q_norm/scale": (2, 8),
+        "layers/attn/k_norm/scale": (2, 8),
+        "layers/mlp_norm/scale": (2, 32),
+        "layers/mlp/gate/kernel": (2, 32, 48),
+        "layers/mlp/up/kernel": (2, 32, 48),
+        "layers/mlp/down/kernel": (2, 48, 32),
+        "final_norm/scale": (32,),
+        "unembed/embedding": (64, 32),
+    }
+
+
+def test_initial_scales():
+    config = dataclasses.replace(TINY, width=128, mlp=256, depth=3, param_dtype="bfloat16")
+    params = flatten(jax.jit(decoder(config).init)(jax.random.key(0)))
+    cut = 0.8796  # standard deviation of a standard normal cut at two
+    expected = {
+        "embed/embedding": 0.02,
+        "layers/attn/q/kernel": 128**-0.5,
+        "layers/attn/o/kernel": 32**-0.5 / 6**0.5,
+        "layers/mlp/down/kernel": 256**-0.5 / 6**0.5,
+    }
+    for path, std in expected.items():
+        assert params[path].dtype == jnp.bfloat16
+        np.testing.assert_allclose(params[path].astype("f4").std(), cut * std, rtol=0.05)
+
+
+def test_scanned_equals_unrolled():
+    stacked, unrolled = weights(TINY), layout.unstack(weights(TINY))
+    np.testing.assert_allclose(
+        logits(TINY, stacked), logits(UNROLLED, unrolled), rtol=1e-5, atol=1e-6
+    )
+    back = layout.stack(unrolled)
+    check_same("back", back, "stacked", stacked)
+    assert all(
+        jnp.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(stacked), strict=True)
+    )
+
+
+def test_a_gap_in_the_layers_is_an_error():
+    unrolled = layout.unstack(weights(TINY))
+    del unrolled["layers"]["0"]
+    with pytest.raises(ValueError, match="'1'.*without a gap"):
+        layout.stack(unrolled)
+
+
+def test_rematerialised_gradients_are_the_plain_ones():
+    """Scanned with remat and a policy, and unrolled with remat, against unrolled without."""
+    params = weights(TINY)
+
+    def gradient(config, params):
+        def loss(params):
+            return jnp.mean(
+                jnp.sin(decoder(config).apply(params, {"inputs": TOKENS}).head.logits())
+            )
+
+        return jax.jit(jax.grad(loss))(params)
+
+    policy = jax.checkpoint_policies.save_only_these_names("attention")
+    wanted = gradient(UNROLLED, layout.unstack(params))
+    found = (
+        layout.unstack(gradient(dataclasses.replace(TINY, remat_policy=policy), params)),
+        gradient(dataclasses.replace(UNROLLED, remat=True), layout.unstack(params)),
+    )
+    for other in found:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), other, wanted
+        )
+
+
+def test_grouped_queries_equal_repeated_key_heads():
+    params = weights(TINY)
+
+    def repeated(path, x):
+        if path in ("layers/attn/k/kernel", "layers/attn/v/kernel"):
+            return jnp.repeat(x.reshape(2, 32, 2, 8), 2, axis=2).reshape(2, 32, 32)
+        return x
+
+    full = dataclasses.replace(TINY, kv_heads=4)
+    np.testing.assert_allclose(
+        logits(TINY, params),
+        logits(full, map_with_path(repeated, params)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_packed_segments_equal_separate_rows():
+    """Whatever the padding's tokens are."""
+    params = weights(TINY)
+    packed = np.concatenate([TOKENS[0, :5], TOKENS[1, :4], TOKENS[0, 5:8]])[None]
+    segments = np.array([[1] * 5 + [2] * 4 + [0] * 3], np.int32)
+    got = logits(TINY, params, packed, segments=segments)
+    first, second = logits(TINY, params)[:, :5]
+    np.testing.assert_allclose(got[0, :5], first, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got[0, 5:9], second[:4], rtol=1e-4, atol=1e-5)
+    assert np.isfinite(got).all()
+
+
+def test_causality_window_and_positions():
+    windowed = dataclasses.replace(TINY, window=3)
+    changed = TOKENS.copy()
+    changed[:, 4] = (changed[:, 4] + 1) % 64
+    for config, reach in ((TINY, 8), (windowed, 5)):  # two layers see 2 * (3 - 1) tokens back
+        params = weights(config)
+        moved = np.abs(logits(config, params) - logits(config, params, changed)).max((0, 2)) > 1e-6
+        assert moved.tolist() == [4 <= i < 4 + reach for i in range(12)]
+    # Rotary positions are relative: a common shift changes nothing, a stretch does.
+    params = weights(TINY)
+    places = np.broadcast_to(np.arange(12, dtype=np.int32), (2, 12))
+    plain = logits(TINY, params)
+    np.testing.assert_allclose(
+        logits(TINY, params, positions=places + 7), plain, rtol=1e-3, atol=1e-5
+    )
+    assert np.abs(logits(TINY, params, positions=2 * places) - plain).max() > 1e-3
+
+
+def test_heads_and_softcap():
+    params = weights(TINY)
+    plain = logits(TINY, params)
+    capped = dataclasses.replace(TINY, softcap=0.5)
+    np.testing.assert_allclose(
+        logits(capped, params), 0.5 * np.tanh(plain / 0.5), rtol=1e-5, atol=1e-6
+    )
+    dense = decoder(dataclasses.replace(capped, logits_head=True)).apply(params, {"inputs": TOKENS})
+    np.testing.assert_allclose(dense.head.z, logits(capped, params), rtol=1e-5, atol=1e-6)
+    factored = decoder(capped).apply(params, {"inputs": TOKENS}).head
+    assert factored.hidden.shape == (2, 12, 32) and factored.unembedding.shape == (64, 32)
+    tied = dataclasses.replace(TINY, tied=True)
+    same = {**params, "unembed": params["embed"]}
+    without = {name: x for name, x in params.items() if name != "unembed"}
+    np.testing.assert_allclose(logits(tied, without), logits(TINY, same), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [TINY, UNROLLED], ids=["scanned", "unrolled"])
+def test_taps_and_additions(config):
+    params = weights(TINY) if config.scan else layout.unstack(weights(TINY))
+    names = ("embed", "block_0", "block_1", "final")
+
+    @jax.jit
+    def run(add):
+        out = decoder(config).apply(params, {"inputs": TOKENS}, taps=names, add=add)
+        return out.taps, out.head.logits()
+
+    zeros = {name: jnp.zeros((2, 12, 32)) for name in names}
+    taps, plain = run(zeros)
+    np.testing.assert_allclose(taps["embed"], params["embed"]["embedding"][TOKENS])
+    np.testing.assert_allclose(
+        taps["final"] @ params["unembed"]["embedding"].T, plain, rtol=1e-4, atol=1e-5
+    )
+    assert np.abs(taps["block_0"] - taps["block_1"]).max() > 0.1
+
+    # After block 0: the same as continuing from the changed stream, and nothing before it moves.
+    deltas = dict(zeros, block_0=0.3 * jnp.sin(jnp.arange(768.0)).reshape(2, 12, 32))
+    moved, _ = run(deltas)
+    np.testing.assert_array_equal(moved["embed"], taps["embed"])
+    np.testing.assert_allclose(
+        moved["block_0"], taps["block_0"] + deltas["block_0"], rtol=1e-5, atol=1e-6
+    )
+    replaced, _ = run(dict(zeros, block_1=moved["block_1"] - taps["block_1"]))
+    np.testing.assert_allclose(replaced["final"], moved["final"], rtol=1e-4, atol=1e-5)
+
+    # The gradient of an addition is that of the place itself: by the chain rule through block 1,
+    # and directly at the end.
+    grads = jax.grad(lambda add: jnp.sum(jnp.sin(run(add)[1])))(zeros)
+    step = 2e-3 * jax.random.normal(jax.random.key(3), (2, 12, 32))
+    for name in names:
+        up, down = (jnp.sum(jnp.sin(run(dict(zeros, **{name: s * step}))[1])) for s in (1, -1))
+        slope = jnp.sum(grads[name] * step)
+        np.testing.assert_allclose((up - down) / 2, slope, rtol=0.02, atol=1e-3)
+
+
+def test_unasked_places_cost_nothing_and_unknown_ones_are_errors():
+    out = decoder(TINY).apply(weights(TINY), {"inputs": TOKENS}, state={"kept": 1})
+    assert out.taps == {} and out.state == {"kept": 1}
+    with pytest.raises(ValueError, match="taps: got block_2, takes .*block_1"):
+        decoder(TINY).apply(weights(TINY), {"inputs": TOKENS}, taps=("block_2",))
+    with pytest.raises(ValueError, match="add: got block2"):
+        decoder(TINY).apply(weights(TINY), {"inputs": TOKENS}, add={"block2": 0.0})
+
+
+def test_bfloat16_is_near_and_its_gradients_are():
+    params = weights(TINY)
+    narrow = dataclasses.replace(TINY, dtype="bfloat16")
+
+    wanted = jax.jit(jax.grad(lambda p: jnp.mean(jnp.sin(_head(TINY, p).logits()))))(params)
+    got = jax.jit(jax.grad(lambda p: jnp.mean(jnp.sin(_head(narrow, p).logits()))))(params)
+    assert jax.eval_shape(lambda p: _head(narrow, p), params).hidden.dtype == jnp.bfloat16
+    for path, leaf in flatten(got).items():
+        other = flatten(wanted)[path]
+        assert leaf.dtype == jnp.float32
+        assert jnp.linalg.norm(leaf - other) < 0.05 * jnp.linalg.norm(other), path
+
+
+def _head(config, params):
+    return decoder(config).apply(params, {"inputs": TOKENS}).head
+
+
+def test_the_narrow_product_has_the_plain_gradients():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8)).astype(jnp.bfloat16)
+    kernel = jax.random.normal(jax.random.key(1), (8, 5))
+    got, pull = jax.vjp(matmul, x, kernel)
+    wide, wide_pull = jax.vjp(
+        lambda x, k: x @ k, x.astype("f4"), kernel.astype("bfloat16").astype("f4")
+    )
+    np.testing.assert_allclose(got.astype("f4"), wide, rtol=0.01, atol=0.01)
+    to_x, to_kernel = pull(jnp.ones_like(got))
+    wide_to_x, wide_to_kernel = wide_pull(jnp.ones_like(wide))
+    assert to_x.dtype == jnp.bfloat16 and to_kernel.dtype == jnp.float32
+    np.testing.assert_allclose(to_x.astype("f4"), wide_to_x, rtol=0.01, atol=0.01)
+    np.testing.assert_allclose(to_kernel, wide_to_kernel, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mesh_gives_the_same_logits():
+    params = weights(TINY)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    tokens = np.concatenate([TOKENS, TOKENS[::-1]])
+    shardings = jax.tree.map(
+        lambda x, axes: NamedSharding(mesh, nn.logical_to_mesh_axes(axes, MAPPING)),
+        params,
+        match_rules(rules(TINY), params),
+    )
+    placed = jax.device_put(params, shardings)
+    rows = NamedSharding(mesh, nn.logical_to_mesh_axes(("batch", None), MAPPING))
+    assert placed["layers"]["mlp"]["down"]["kernel"].addressable_shards[0].data.shape == (2, 24, 16)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(MAPPING):
+        run = jax.jit(lambda p, x: decoder(TINY).apply(p, {"inputs": x}).head)
+        head = run(placed, jax.device_put(tokens, rows))
+    assert head.hidden.sharding.spec[0] == ("data", "fsdp")
+    np.testing.assert_allclose(head.logits(), logits(TINY, params, tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_token_ids_outside_the_vocabulary_are_seen():
+    tokens = TOKENS.copy()
+    tokens[0, 3] = 64
+    got = np.asarray(logits(TINY, weights(TINY), tokens))
+    assert np.isnan(got[0, 3]).all() and np.isfinite(got[1]).all()
+
+
+def test_rope_scalings():
+    plain = rope.frequencies(8, 500.0)
+    np.testing.assert_allclose(plain, [1.0, 500**-0.25, 500**-0.5, 500**-0.75], rtol=1e-6)
+    linear = rope.frequencies(8, 500.0, rope.LinearScaling(factor=4.0))
+    np.testing.assert_allclose(linear, plain / 4, rtol=1e-6)
+    # 32 * f / 2 pi = 5.093, 1.077, 0.2278, 0.0482 turns: kept; mixed; divided; divided.
+    llama = rope.frequencies(8, 500.0, rope.Llama3Scaling(factor=8.0, original_length=32))
+    part = (32 * 500**-0.25 / (2 * np.pi) - 1) / 3
+    mixed = plain[1] * ((1 - part) / 8 + part)
+    np.testing.assert_allclose(llama, [1.0, mixed, plain[2] / 8, plain[3] / 8], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kv_heads": 3},
+        {"head_dim": 7},
+        {"depth": 0},
+        {"window": 0},
+        {"softcap": -1.0},
+        {"dtype": "float8"},
+        {"remat": False, "remat_policy": jax.checkpoint_policies.everything_saveable},
+    ],
+    ids=lambda change: list(change)[-1],
+)
+def test_bad_configs_name_the_field(change):
+    with pytest.raises(ValueError, match=f"{list(change)[-1]}: got .* takes"):
+        dataclasses.replace(TINY, **change)
