@@ -9,7 +9,7 @@ Normalised accuracy is the merged model's over the specialist's, a mean over the
 
 Claim: TIES keeps more of the specialists than averaging, and than task arithmetic.
 
-    python -m experiments.merging.ties_digits smoke     # two tasks, one seed: 15 s
+    python -m experiments.merging.ties_digits smoke     # two tasks, two seeds: 15 s
     python -m experiments.merging.ties_digits laptop    # five tasks, five seeds: 3 minutes
 """
 
@@ -82,7 +82,7 @@ class Config(Settings):
 
 
 PRESETS = {
-    "smoke": Config(tasks=2, seeds=1, steps=200),
+    "smoke": Config(tasks=2, seeds=2, steps=200),
     "laptop": Config(),
 }
 

@@ -81,35 +81,30 @@ def results(methods: Sequence[str], artefacts: Mapping[str, Artefact], folder: P
     return Results(values, [_table(models, loss, values)], _plots(models, artefacts, folder))
 
 
-def _mean_ratio(top: np.ndarray, bottom: np.ndarray) -> float:
-    return float(top.mean() / bottom.mean())
-
-
 def _effects(loss: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Effect]:
-    """95 % bootstrap intervals over questions; the same questions for both sides of a ratio."""
+    """95 % bootstrap intervals over questions; both sides of a ratio see the same questions."""
     p = {key: tofu.probability(x) for key, x in loss.items()}
 
-    def rise(ga: np.ndarray, npo: np.ndarray, start: np.ndarray) -> float:
-        return float((ga - start).mean() / (npo - start).mean())
+    def ratio(columns: np.ndarray) -> float:
+        return columns[:, 0].mean() / columns[:, 1].mean()
+
+    def rises(columns: np.ndarray) -> float:
+        """How much more the first column has risen above the third than the second has."""
+        ga, npo, start = columns.mean(0)
+        return (ga - start) / (npo - start)
 
     found = {
-        "ga_retain_kept": (_mean_ratio, p["ga", "retain"], p["finetune", "retain"]),
-        "npo_rt_forget_kept": (_mean_ratio, p["npo_rt", "forget"], p["finetune", "forget"]),
-        "npo_rt_minus_ga_retain": (
-            lambda x, y: float((x - y).mean()),
-            p["npo_rt", "retain"],
-            p["ga", "retain"],
-        ),
+        "ga_retain_kept": (ratio, [p["ga", "retain"], p["finetune", "retain"]]),
+        "npo_rt_forget_kept": (ratio, [p["npo_rt", "forget"], p["finetune", "forget"]]),
+        "npo_rt_minus_ga_retain": (np.mean, [p["npo_rt", "retain"] - p["ga", "retain"]]),
         "ga_over_npo_forget_rise": (
-            rise,
-            loss["ga", "forget"],
-            loss["npo", "forget"],
-            loss["finetune", "forget"],
+            rises,
+            [loss[name, "forget"] for name in ("ga", "npo", "finetune")],
         ),
     }
     return {
-        name: Effect(*bootstrap_interval(statistic, *samples, seed=0))
-        for name, (statistic, *samples) in found.items()
+        name: Effect(*bootstrap_interval(np.stack(columns, 1), seed=0, statistic=statistic))
+        for name, (statistic, columns) in found.items()
     }
 
 
@@ -119,7 +114,7 @@ def _forget_quality(methods: Sequence[str], scores: Mapping[str, Artefact]) -> d
         return {}
     retrained = scores["retrain"].rows["forget_truth_ratio"]
     return {
-        name: float(tofu.forget_quality(scores[name].rows["forget_truth_ratio"], retrained))
+        name: tofu.forget_quality(scores[name].rows["forget_truth_ratio"], retrained).p_value
         for name in ("finetune", *methods)
     }
 
@@ -127,14 +122,12 @@ def _forget_quality(methods: Sequence[str], scores: Mapping[str, Artefact]) -> d
 def _table(
     models: Sequence[str], loss: Mapping[Any, np.ndarray], values: Mapping[str, Any]
 ) -> Table:
-    def mean(x: np.ndarray) -> Effect:
-        return Effect(*bootstrap_interval(lambda s: float(s.mean()), x, seed=0))
-
     rows = []
     for name in models:
         row: dict[str, Any] = {"model": LABELS[name]}
         for part in ("forget", "retain"):
-            row[f"{part} probability"] = mean(tofu.probability(loss[name, part]))
+            chances = tofu.probability(loss[name, part])
+            row[f"{part} probability"] = Effect(*bootstrap_interval(chances, seed=0))
         measured = values["models"][name]
         for part in ("forget", "retain"):
             if f"{part}_truth" in measured:

@@ -86,7 +86,10 @@ def probabilities(scores: Mapping[str, Sequences]) -> dict[str, Any]:
 def truth_ratios(scores: Mapping[str, Sequences], wrong: int) -> dict[str, Any]:
     """The geometric truth ratio of each question and its aggregate for each set (card M1)."""
     found: dict[str, Any] = {}
-    for name, aggregate in (("forget", tofu.forget_truth), ("retain", tofu.retain_truth)):
+    for name, aggregate in (
+        ("forget", tofu.forget_truth_ratio),
+        ("retain", tofu.retain_truth_ratio),
+    ):
         right = scores[f"{name}_paraphrased"].loss
         losses = np.stack([scores[f"{name}_perturbed_{i}"].loss for i in range(wrong)], 1)
         ratio = tofu.truth_ratio(right, losses)
