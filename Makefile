@@ -31,8 +31,9 @@ quickstart: $(STAMP) ## distil, unlearn and merge in small, under three minutes 
 	$(BIN)/python -m experiments.quickstart
 
 # Two workers, a core each: numerical libraries inside them must not start a thread a core too.
+# worksteal keeps the tests of a file, which share compiled programs, mostly on one worker.
 test: $(STAMP) ## run the tests; WORKERS=n for n processes
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 smoke: $(STAMP) ## run every experiment at smoke, one process a family
 	@families=$$($(BIN)/python -m tools.smoke --families) || exit; failed=0; \

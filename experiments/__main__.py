@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"  {e.module}\n      {e.claim}\n      presets: {', '.join(e.presets)}")
         print()
     print("Run one with: python -m MODULE PRESET, or see its flags: python -m MODULE PRESET --help")
+    print("All kinds of work in small: python -m experiments.quickstart")
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import eval_jaxpr
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters import partial_eval
 
 from kd_jax.gradients import belongs
@@ -176,12 +176,12 @@ def _whole_weights(
             "may depend on batch, frozen and key alone"
         )
     pruned, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(names))
+    weigh = jaxpr_as_fun(ClosedJaxpr(pruned, closed.consts))
     fixed = jax.tree.leaves((read, frozen))
 
     def body(total: list[jax.Array], part: PyTree) -> tuple[list[jax.Array], None]:
         inputs = [x for x, u in zip([*fixed, *jax.tree.leaves(part)], used, strict=True) if u]
-        new = eval_jaxpr(pruned, closed.consts, *inputs)
-        return [a + b for a, b in zip(total, new, strict=True)], None
+        return [a + b for a, b in zip(total, weigh(*inputs), strict=True)], None
 
     total, _ = jax.lax.scan(body, [jnp.float32(0)] * len(names), (parts, keys))
     return jax.lax.stop_gradient(dict(zip(names, total, strict=True)))

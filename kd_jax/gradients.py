@@ -91,19 +91,25 @@ def surgery(
 ) -> GradientRule:
     """combine(gradients of each named term, key).
 
-    Each name is a term, or the component before "/" of several. Every term has to be named once:
-    a term left out would be left out of training.
+    Each name is a term, or the component before "/" of several. Every term has to be named once,
+    else ValueError: a term left out would be left out of training, one named twice count double.
     """
 
     def gradients(grad: Grad, params: Params, frozen: Frozen, key: jax.Array):
         results = [grad(params, only=name) for name in terms]
         output: Output = results[0][1]
-        forgotten = [t for t in output.terms if not any(belongs(t, name) for name in terms)]
-        if forgotten:
-            raise ValueError(f"terms: got {tuple(terms)}, which leaves out {', '.join(forgotten)}")
+        _check_named("terms", terms, output)
         return combine([g for g, _ in results], key), output
 
     return GradientRule(gradients)
+
+
+def _check_named(argument: str, names: Sequence[str], output: Output) -> None:
+    wrong = [t for t in output.terms if sum(belongs(t, name) for name in names) != 1]
+    if wrong:
+        raise ValueError(
+            f"{argument}: got {', '.join(names)}, takes each term once; not so {', '.join(wrong)}"
+        )
 
 
 def belongs(term: str, only: str | None) -> bool:
@@ -134,6 +140,7 @@ def unrolled(*, inner: str, outer: str, steps: int, learning_rate: float) -> Gra
 
     phi_0 = params; phi_{k+1} = phi_k - learning_rate * grad inner(phi_k); the result is
     d outer(phi_steps) / d params, through the inner steps (MAML; Finn et al. 2017, Eq. 1).
+    ValueError for a term that is neither, or both: it would be left out of training.
     """
     if steps < 1:
         raise ValueError(f"steps: got {steps}, takes at least 1")
@@ -147,6 +154,7 @@ def unrolled(*, inner: str, outer: str, steps: int, learning_rate: float) -> Gra
 
         adapted, pull_back = jax.vjp(adapt, params)
         outer_grads, output = grad(adapted, only=outer)
+        _check_named("inner, outer", (inner, outer), output)
         return pull_back(outer_grads)[0], output
 
     return GradientRule(gradients)

@@ -34,6 +34,20 @@ def _clipped(tx: optax.GradientTransformation, clip: float | None) -> optax.Grad
     return optax.chain(optax.clip_by_global_norm(clip), tx)
 
 
+def _decoupled(
+    unit: optax.GradientTransformation,
+    learning_rate: LearningRate,
+    weight_decay: float,
+    undecayed: Rule,
+) -> optax.GradientTransformation:
+    """learning_rate * (updates of `unit`, made with rate 1, - weight_decay * params)."""
+    return optax.chain(
+        unit,
+        optax.add_decayed_weights(-weight_decay, _decayed(undecayed)),
+        optax.scale_by_learning_rate(learning_rate, flip_sign=False),
+    )
+
+
 def adamw(
     learning_rate: LearningRate,
     *,
@@ -84,12 +98,11 @@ def adafactor(
     undecayed: Rule = UNDECAYED,
     clip: float | None = None,
 ) -> optax.GradientTransformation:
-    """Adafactor with factored second moments (Shazeer & Stern 2018), optax's defaults."""
-    tx = optax.adafactor(
-        learning_rate,
-        weight_decay_rate=weight_decay or None,
-        weight_decay_mask=_decayed(undecayed),
-    )
+    """Adafactor with factored second moments (Shazeer & Stern 2018), optax's defaults.
+
+    Decay is decoupled and scaled by the learning rate, as in `adamw`; optax's own is not scaled.
+    """
+    tx = _decoupled(optax.adafactor(1.0), learning_rate, weight_decay, undecayed)
     return _clipped(tx, clip)
 
 
@@ -116,12 +129,8 @@ def muon(
         return map_with_path(of, params)
 
     # optax's own mask covers only the orthogonalised part, so decay is added here, to both.
-    tx = optax.chain(
-        contrib.muon(1.0, muon_weight_dimension_numbers=dimensions),
-        optax.add_decayed_weights(-weight_decay, _decayed(undecayed)),
-        optax.scale_by_learning_rate(learning_rate, flip_sign=False),
-    )
-    return _clipped(tx, clip)
+    directions = contrib.muon(1.0, muon_weight_dimension_numbers=dimensions)
+    return _clipped(_decoupled(directions, learning_rate, weight_decay, undecayed), clip)
 
 
 class MastersState(NamedTuple):
@@ -182,7 +191,9 @@ def linear(peak: float, *, warmup: int, steps: int, final: float = 0.0) -> optax
 
 def wsd(peak: float, *, warmup: int, decay: int, steps: int, final: float = 0.0) -> optax.Schedule:
     """Warm-up, stable, decay: linear to `peak`, constant, linear to `final` in the last `decay`."""
-    _check_span(warmup + decay - 1, steps)
+    _check_span(warmup, steps)
+    if not 0 <= decay <= steps - warmup:
+        raise ValueError(f"decay: got {decay}, takes 0 to steps - warmup = {steps - warmup}")
     return optax.join_schedules(
         [
             optax.linear_schedule(0.0, peak, warmup),

@@ -94,13 +94,12 @@ def make_train_step(
 
 
 def _report(output: Output) -> Metrics:
-    values = {name: term.value for name, term in output.terms.items()}
-    both = values.keys() & output.metrics.keys() | ({"loss", "grad_norm"} & output.metrics.keys())
-    if both:
-        raise ValueError(f"metrics: {', '.join(sorted(both))} is taken; give it another name")
-    return (
-        {"loss": output.loss} | values | {name: term.value for name, term in output.metrics.items()}
-    )
+    names = [*output.terms, *output.metrics]
+    taken = sorted(n for n in set(names) if names.count(n) > 1 or n in ("loss", "grad_norm"))
+    if taken:
+        raise ValueError(f"terms, metrics: {', '.join(taken)} is taken; give it another name")
+    values = {n: term.value for n, term in (output.terms | output.metrics).items()}
+    return {"loss": output.loss} | values
 
 
 def make_eval_step(
@@ -124,15 +123,16 @@ def make_eval_step(
 def sequence(*steps: TrainStep) -> TrainStep:
     """One step that takes each of `steps` in turn, on the same batch: alternation, two players.
 
-    Each has its own opt_state and carry (tuples in the state, in order). Aux parameters are shared
-    by name: a name that two steps make must have the same shapes in both and is made by the first.
-    Metrics are prefixed by the place of the step: "0/loss", "1/loss".
+    Each has its own opt_state and carry (tuples in the state, in order), and sees the aux
+    parameters that it makes. They are shared by name: a name that two steps make must have the same
+    shapes in both and is made by the first. Metrics are prefixed by the place of the step:
+    "0/loss", "1/loss".
     """
 
     def init(key: jax.Array, params: PyTree, frozen: Frozen, batch: Batch) -> TrainState:
-        states = [
-            s.init(jax.random.fold_in(key, i), params, frozen, batch) for i, s in enumerate(steps)
-        ]
+        key, init_key = jax.random.split(key)
+        keys = jax.random.split(init_key, len(steps))
+        states = [s.init(k, params, frozen, batch) for s, k in zip(steps, keys, strict=True)]
         aux: dict[str, PyTree] = {}
         for state in states:
             for name, part in dict(state.params["aux"]).items():
@@ -150,10 +150,12 @@ def sequence(*steps: TrainStep) -> TrainStep:
     def apply(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         params, opt_states, carries, metrics = state.params, [], [], {}
         for i, step in enumerate(steps):
-            key = jax.random.fold_in(state.key, i)
-            own = TrainState(state.step, params, state.opt_state[i], state.carry[i], key)
+            key, aux = jax.random.fold_in(state.key, i), params["aux"]
+            made = jax.eval_shape(step.init, key, params["model"], frozen, batch).params["aux"]
+            seen = {"model": params["model"], "aux": {name: aux[name] for name in made}}
+            own = TrainState(state.step, seen, state.opt_state[i], state.carry[i], key)
             own, new = step(own, frozen, batch)
-            params = own.params
+            params = {"model": own.params["model"], "aux": {**aux, **own.params["aux"]}}
             opt_states.append(own.opt_state)
             carries.append(own.carry)
             metrics |= {f"{i}/{name}": value for name, value in new.items()}

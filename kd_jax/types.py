@@ -80,7 +80,7 @@ class Context(NamedTuple):
     """What a loss may read besides its inputs. `train` is a Python bool, the rest are arrays.
 
     key: fresh for each step and microbatch. step: int32 scalar. stats: the values of the
-    objective's `stats` over the whole batch, without gradient.
+    objective's `stats` over the whole batch, without gradient; in `loss` only, else empty.
     """
 
     key: jax.Array

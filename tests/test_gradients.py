@@ -64,8 +64,9 @@ def test_projection_removes_the_conflict_and_only_a_conflict():
 
 def test_surgery_refuses_to_leave_a_term_out_and_unknown_names():
     objective = quadratics({"a": (1, 0), "b": (0, 2)})
-    with pytest.raises(ValueError, match="leaves out b"):
-        gradient_of(gradients.surgery(("a",)), objective, (0.0, 0.0))
+    for names, wrong in ((("a",), "b"), (("a", "b", "b"), "b")):
+        with pytest.raises(ValueError, match=f"each term once; not so {wrong}"):
+            gradient_of(gradients.surgery(names), objective, (0.0, 0.0))
     with pytest.raises(ValueError, match="only: got 'c', takes one of a, b"):
         gradient_of(gradients.surgery(("a", "c")), objective, (0.0, 0.0))
 
@@ -90,6 +91,8 @@ def test_unrolled_differentiates_through_the_inner_steps(microbatches):
     got, _ = gradient_of(rule, objective, (2.0, 2.0), microbatches=microbatches)
     phi = np.array([1, 0]) + 0.75**2 * (np.array([2.0, 2.0]) - np.array([1, 0]))
     np.testing.assert_allclose(got, 0.75**2 * (phi - np.array([0, 2])), rtol=1e-6)
+    with pytest.raises(ValueError, match="inner, outer: got in, out, takes each term once"):
+        gradient_of(rule, quadratics({"in": (1, 0), "out": (0, 2), "c": (0, 0)}), (2.0, 2.0))
 
 
 def test_masked_coordinates_stay_bitwise_equal_under_decay_and_momentum():

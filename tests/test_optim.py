@@ -18,9 +18,9 @@ def step(tx, params, grads):
 
 
 @pytest.mark.parametrize("make", [optim.adamw, optim.sgd, optim.adafactor, optim.muon])
-def test_decay_reaches_kernels_and_not_biases(make):
-    new = step(make(0.1, weight_decay=0.5), PARAMS, ZEROS)
-    assert np.all(np.asarray(new["kernel"]) < 1.0)
+def test_decay_is_scaled_by_the_rate_and_reaches_kernels_and_not_biases(make):
+    new = step(make(optax.constant_schedule(0.1), weight_decay=0.5), PARAMS, ZEROS)
+    np.testing.assert_allclose(new["kernel"], 1.0 - 0.1 * 0.5, rtol=1e-6)
     np.testing.assert_array_equal(new["bias"], PARAMS["bias"])
 
 
@@ -84,3 +84,5 @@ def test_schedules_at_their_corners(schedule, corners):
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match="warmup: got 12, takes 0 to fewer than steps=12"):
         optim.linear(1.0, warmup=12, steps=12)
+    with pytest.raises(ValueError, match="decay: got 7, takes 0 to steps - warmup = 6"):
+        optim.wsd(1.0, warmup=6, decay=7, steps=12)

@@ -14,6 +14,7 @@ from kd_jax import steps
 from kd_jax.objectives.combinators import add, on, scheduled
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import label_accuracy, label_cross_entropy
+from kd_jax.optim import float32_masters
 from kd_jax.types import Objective, Output, Term, weighted_sum
 
 MODEL = linear_model()
@@ -22,16 +23,6 @@ KEY = jax.random.key(3)
 
 def start(step, batch, frozen=None):
     return step.init(KEY, MODEL.init(jax.random.key(0)), frozen or {}, batch)
-
-
-def test_term_is_a_weighted_mean_and_zero_without_weight():
-    term = weighted_sum(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([1.0, 0.0, 3.0]), 2.0)
-    assert float(term.value) == 2.0 * 10.0 / 4.0
-    gradient = jax.grad(lambda x: weighted_sum(x, jnp.zeros(2)).value)(jnp.ones(2))
-    assert float(weighted_sum(jnp.ones(2), jnp.zeros(2)).value) == 0.0
-    assert np.array_equal(gradient, np.zeros(2))
-    with pytest.raises(ValueError, match="weights: got shape"):
-        weighted_sum(jnp.ones(2), jnp.ones((2, 1)))
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -181,7 +172,7 @@ def test_guard_keeps_the_last_good_state_and_names_the_first_bad_step():
     assert int(metrics["first_bad_step"]) == 1
     after, metrics = step(held, {}, batch)
     assert int(metrics["first_bad_step"]) == 1
-    for name in ("params", "opt_state", "step"):
+    for name in ("params", "opt_state", "step", "key"):
         assert_trees_close(getattr(after, name), getattr(good, name), rtol=0, atol=0)
 
 
@@ -190,3 +181,108 @@ def test_parts_of_a_batch_that_are_missing_are_named():
     with pytest.raises(ValueError, match="takes 'forget'"):
         start(step, {"retain": batch_of(4)})
         step(start(step, {"forget": batch_of(4)}), {}, {"retain": batch_of(4)})
+
+
+def test_names_that_a_step_reports_itself_are_refused():
+    ones = lambda batch: weighted_sum(batch["weights"])  # noqa: E731
+    for terms, metrics, name in (
+        (("loss", "x"), (), "loss"),
+        (("x",), ("grad_norm",), "grad_norm"),
+        (("x",), ("x",), "x"),
+    ):
+
+        def loss(params, carry, frozen, batch, ctx, terms=terms, metrics=metrics):
+            return Output({n: ones(batch) for n in terms}, {n: ones(batch) for n in metrics})
+
+        step = steps.make_train_step(Objective(lambda *_: ({}, {}), loss), optax.sgd(1.0))
+        with pytest.raises(ValueError, match=f"terms, metrics: {name} is taken"):
+            step(start(step, batch_of(4)), {}, batch_of(4))
+
+
+@pytest.mark.parametrize("source", ["frozen", "key"])
+def test_weights_may_depend_on_the_teacher_and_on_the_key(source):
+    """Each term is divided by what all microbatches weigh together, found before they are run."""
+
+    def loss(params, carry, frozen, batch, ctx):
+        z = MODEL.apply(params["model"], batch).head.logits()
+        if source == "frozen":
+            confidence = jax.nn.softmax(MODEL.apply(frozen["teacher"], batch).head.logits()).max(-1)
+        else:
+            confidence = jax.random.uniform(ctx.key, z.shape[:1])
+        error = jnp.mean((z - 1.0) ** 2, -1)
+        return Output({"error": weighted_sum(error, confidence)}, {}, {"w": confidence})
+
+    def update(carry, new_params, frozen, output, ctx):
+        return output.rows["w"]
+
+    objective = Objective(lambda *_: ({}, jnp.zeros(8)), loss, update)
+    frozen, batch = {"teacher": MODEL.init(jax.random.key(9))}, batch_of(8)
+    step = steps.make_train_step(objective, optax.sgd(1.0), microbatches=4)
+    state = start(step, batch, frozen)
+    new, metrics = jax.jit(step)(state, frozen, batch)  # a step is a function to jit, too
+
+    def by_hand(params):
+        z = batch["inputs"] @ params["kernel"] + params["bias"][None]
+        return jnp.average(((z - 1.0) ** 2).mean(-1), weights=new.carry)
+
+    value, slope = jax.value_and_grad(by_hand)(state.params["model"])
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    assert len(set(np.asarray(new.carry).tolist())) == 8
+    moved = jax.tree.map(lambda p, g: p - g, state.params["model"], slope)
+    assert_trees_close(new.params["model"], moved)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(slope), rtol=1e-5)
+
+
+def test_a_state_may_be_donated_as_a_whole_whatever_wraps_the_step():
+    """No two leaves share a buffer: not the EMA, nor the masters of float32 parameters."""
+    batch = batch_of(4)
+    inner = steps.make_train_step(squared_error(MODEL), float32_masters(optax.sgd(0.1)))
+    step = steps.guard_non_finite(steps.with_ema(inner, 0.9))
+    donated = jax.jit(step.apply, donate_argnums=0)
+    state, _ = donated(start(step, batch), {}, batch)
+    assert_trees_close(state, step(start(step, batch), {}, batch)[0])
+
+
+def own_parameter(name, target):
+    """(aux parameter - target)^2 / 2; other steps' aux parameters are out of sight."""
+
+    def loss(params, carry, frozen, batch, ctx):
+        assert set(params["aux"]) == {name}
+        error = (
+            0.5 * (params["aux"][name]["w"] - target) ** 2 + (params["model"]["bias"] ** 2).sum()
+        )
+        return Output({"error": weighted_sum(error * batch["weights"] ** 0, batch["weights"])})
+
+    def init(key, params, frozen, batch):
+        return {name: {"w": jax.random.normal(key)}}, {}
+
+    return Objective(init, loss)
+
+
+def test_steps_of_a_sequence_have_their_own_optimisers_carries_and_aux():
+    """Adam's state of one would not fit the aux parameters of the other."""
+    batch = batch_of(4)
+    step = steps.sequence(
+        steps.with_ema(steps.make_train_step(own_parameter("a", 1.0), optax.sgd(0.5)), 0.9),
+        steps.make_train_step(own_parameter("b", -1.0), optax.adam(0.1)),
+        steps.make_train_step(squared_error(MODEL), optax.sgd(0.1)),
+    )
+    state = start(step, batch)
+    first = state.params["aux"]
+    assert set(first) == {"a", "b"} and first["a"]["w"] != first["b"]["w"]
+    new, metrics = jax.jit(step.apply)(state, {}, batch)
+    np.testing.assert_allclose(new.params["aux"]["a"]["w"], (first["a"]["w"] + 1) / 2, rtol=1e-6)
+    sign = np.sign(first["b"]["w"] + 1)
+    np.testing.assert_allclose(new.params["aux"]["b"]["w"], first["b"]["w"] - 0.1 * sign, rtol=1e-4)
+    assert set(new.carry[0]) == {"inner", "ema"}
+    assert_trees_close(new.carry[0]["ema"]["kernel"], state.params["model"]["kernel"])
+    assert not np.array_equal(new.params["model"]["kernel"], state.params["model"]["kernel"])
+    total = metrics["0/loss"] + metrics["1/loss"] + metrics["2/loss"]
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
+
+
+def test_steps_of_a_sequence_must_agree_on_aux_that_they_share():
+    other = own_parameter("a", 1.0)._replace(init=lambda *_: ({"a": {"w": jnp.zeros(2)}}, {}))
+    made = [steps.make_train_step(o, optax.sgd(0.1)) for o in (own_parameter("a", 1.0), other)]
+    with pytest.raises(ValueError, match="aux/a and the same of an earlier step differ: w is"):
+        start(steps.sequence(*made), batch_of(4))

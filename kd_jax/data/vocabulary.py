@@ -28,10 +28,10 @@ class WordTokenizer:
 
     tokens: tuple[str, ...]
 
-    pad = 0
-    bos = 1
-    eos = 2
-    unk = 3
+    pad_id = 0
+    bos_id = 1
+    eos_id = 2
+    unk_id = 3
 
     def __post_init__(self) -> None:
         if self.tokens[: len(SPECIAL)] != SPECIAL or len(set(self.tokens)) != len(self.tokens):
@@ -61,7 +61,7 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; no special token is added, or read out of the text."""
-        return [self._ids.get(token, self.unk) for token in _split(text)]
+        return [self._ids.get(token, self.unk_id) for token in _split(text)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """The text of ids; skip_special leaves out <pad>, <bos> and <eos>.
@@ -73,9 +73,9 @@ class WordTokenizer:
             i = int(i)
             if not 0 <= i < len(self.tokens):
                 raise ValueError(f"ids: got {i}, takes 0 to {len(self.tokens) - 1}")
-            if i < self.unk and skip_special:
+            if i < self.unk_id and skip_special:
                 continue
-            word = i == self.unk or _WORD.fullmatch(self.tokens[i]) is not None
+            word = i == self.unk_id or _WORD.fullmatch(self.tokens[i]) is not None
             text.append(f" {self.tokens[i]}" if word and after_word else self.tokens[i])
             after_word = word
         return "".join(text)

@@ -137,7 +137,7 @@ def forget_quality(unlearned: ArrayLike, retrained: ArrayLike) -> ForgetQuality:
     R -> 1 / R or log R. The sample size drives p: never compare it across forget sets.
     """
     a, b = _ratios(unlearned, "unlearned"), _ratios(retrained, "retrained")
-    statistic, p_value = stats.ks_2samp(a, b)
+    statistic, p_value = np.asarray(stats.ks_2samp(a, b), np.float64)
     return ForgetQuality(float(statistic), float(p_value))
 
 

@@ -3,6 +3,7 @@
 A thin wrapper over the `tokenizers` library, which does the work in either case.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Tokenizer:
             raise ValueError(f"ids: got {wrong[0]}, takes 0 to {size - 1}")
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -94,7 +95,8 @@ class Tokenizer:
         """
         template = self.config.get("chat_template")
         if isinstance(template, list):  # several by name
-            named = {entry.get("name"): entry.get("template") for entry in template}
+            entries = [entry for entry in template if isinstance(entry, Mapping)]
+            named = {entry.get("name"): entry.get("template") for entry in entries}
             template = named.get("default")
         if not isinstance(template, str):
             raise ValueError("this tokeniser has no chat template")
@@ -112,7 +114,7 @@ class Tokenizer:
                     **{role: text for role, text in special.items() if text is not None},
                 )
             )
-        except (jinja2.TemplateError, TypeError, RecursionError, OverflowError) as error:
+        except Exception as error:  # a template is a program: it can raise anything
             raise ValueError(f"the chat template failed: {error}") from None
 
     def save(self, folder: str | Path) -> None:

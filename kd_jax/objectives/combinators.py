@@ -50,6 +50,9 @@ def add(parts: Mapping[str, Objective]) -> Objective:
     """
     if not parts:
         raise ValueError("parts: got none, takes at least one objective")
+    nested = [name for name in parts if "/" in name]
+    if nested:
+        raise ValueError(f"parts: got {', '.join(nested)}, takes names without /")
 
     def own(params: Params, name: str) -> Params:
         return {"model": params["model"], "aux": params["aux"][name]}

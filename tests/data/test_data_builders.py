@@ -62,15 +62,19 @@ def test_digits_are_scikit_learns(tmp_path):
     assert train["inputs"].dtype == np.uint8 and train["inputs"].shape == (1437, 8, 8, 1)
     assert train["targets"].dtype == train["index"].dtype == np.int32
     pixels, labels = datasets.load_digits(return_X_y=True)
-    known = {
+    known = [
         (tuple(np.rint(x * 255 / 16).astype(int)), y) for x, y in zip(pixels, labels, strict=True)
-    }
+    ]
     found = [
         (tuple(x.reshape(-1).tolist()), y)
         for part in (train, test)
         for x, y in zip(part["inputs"], part["targets"], strict=True)
     ]
-    assert len(found) == 1797 and set(found) == known
+    assert len(set(known)) == len(found) == 1797
+    places = [known.index(row) for row in found]
+    for part in (places[:1437], places[1437:]):
+        assert part == sorted(part)  # scikit-learn's order, each digit once
+    assert sorted(places) == list(range(1797))
     assert np.bincount(test["targets"]).min() > 20  # every class is there
     written = sorted(p.name for p in (tmp_path / "digits/1.0.0").glob("*array_record*"))
     assert written[1].startswith("digits-train.array_record")

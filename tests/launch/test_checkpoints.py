@@ -163,9 +163,11 @@ def test_arrays_that_changed_on_disk_are_noticed(made, tmp_path):
     save(tmp_path, state, [3, 6])
     shutil.rmtree(tmp_path / "6" / "state")
     shutil.copytree(tmp_path / "3" / "state", tmp_path / "6" / "state")
-    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
-        with pytest.warns(RuntimeWarning, match="not those that were saved"):
-            assert int(checkpoints.restore_latest(abstract).step) == 3
+    with (
+        Checkpoints(tmp_path, IDENTITY) as checkpoints,
+        pytest.warns(RuntimeWarning, match="not those that were saved"),
+    ):
+        assert int(checkpoints.restore_latest(abstract).step) == 3
 
 
 def test_when_none_can_be_read_it_stops(made, tmp_path):

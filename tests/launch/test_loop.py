@@ -46,7 +46,7 @@ def test_fit_is_the_step_applied_in_turn(mesh):
 
 
 @pytest.mark.parametrize(
-    "config", [MeshConfig(), MeshConfig(fsdp=8), MeshConfig(tensor=4), MeshConfig(fsdp=2, tensor=2)]
+    "config", [MeshConfig(), MeshConfig(fsdp=2, tensor=2)], ids=["data", "mixed"]
 )
 def test_every_mesh_gives_the_numbers_of_one_device(config):
     one = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -225,9 +225,11 @@ def test_what_cannot_work_is_said_before_it_starts(mesh, tmp_path):
 
     with pytest.raises(ValueError, match="prepare_every"):
         train(prepare_every=2)
-    with Checkpoints(tmp_path, {}, every=4) as checkpoints:
-        with pytest.raises(ValueError, match="multiple of prepare_every, 3"):
-            train(prepare=tiny_run.hold, prepare_every=3, checkpoints=checkpoints)
+    with (
+        Checkpoints(tmp_path, {}, every=4) as checkpoints,
+        pytest.raises(ValueError, match="multiple of prepare_every, 3"),
+    ):
+        train(prepare=tiny_run.hold, prepare_every=3, checkpoints=checkpoints)
     with pytest.raises(UserError, match="batch_size: got 15, takes a multiple of 2"):
         train(batch_size=15)
     with pytest.raises(ValueError, match="index has the shape .15,., takes 16 rows"):

@@ -15,7 +15,8 @@ from support.linear import assert_trees_close
 from kd_jax.objectives.combinators import add, on, scaled
 from kd_jax.objectives.distil import distil, soft_tokens, tokens
 from kd_jax.objectives.prefer import direct_preference
-from kd_jax.objectives.references import online
+from kd_jax.objectives.references import online, precomputed
+from kd_jax.objectives.score import sequence_scores
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
 from kd_jax.objectives.unlearn import (
@@ -24,26 +25,32 @@ from kd_jax.objectives.unlearn import (
     kl_retain,
     negative_preference,
 )
-from kd_jax.steps import make_train_step
+from kd_jax.steps import make_eval_step, make_train_step
+from kd_jax.types import Context, Model
 
 MODEL = bigram_model()
 KEY = jax.random.key(0)
 PARAMS = MODEL.init(jax.random.key(1))
 FROZEN = {name: MODEL.init(jax.random.key(i)) for i, name in enumerate(("reference", "teacher"), 7)}
 
-NPO = functools.partial(negative_preference, MODEL, online(MODEL))
-OBJECTIVES = {
-    "supervise": supervise(MODEL, {"nll": next_token_nll}),
-    "distil": distil(MODEL, MODEL, {"ce": tokens(0.3), "kd": soft_tokens(0.7, temperature=2.0)}),
-    "ascent": gradient_ascent(MODEL),
-    "kl": kl_retain(MODEL),
-    "npo": NPO(beta=0.1),
-    "difference": gradient_difference(MODEL),
-    "npo+rt": add(
-        {"f": on("forget", NPO(beta=0.1)), "r": on("retain", scaled(kl_retain(MODEL), 2))}
-    ),
-    "dpo": direct_preference(MODEL, online(MODEL), beta=0.1),
-}
+
+def objectives_of(model):
+    npo = negative_preference(model, online(model), beta=0.1)
+    return {
+        "supervise": supervise(model, {"nll": next_token_nll}),
+        "distil": distil(
+            model, model, {"ce": tokens(0.3), "kd": soft_tokens(0.7, temperature=2.0)}
+        ),
+        "ascent": gradient_ascent(model),
+        "kl": kl_retain(model),
+        "npo": npo,
+        "difference": gradient_difference(model),
+        "npo+rt": add({"f": on("forget", npo), "r": on("retain", scaled(kl_retain(model), 2))}),
+        "dpo": direct_preference(model, online(model), beta=0.1),
+    }
+
+
+OBJECTIVES = objectives_of(MODEL)
 TWO_PARTS = {
     "difference": ("forget", "retain"),
     "npo+rt": ("forget", "retain"),
@@ -59,9 +66,15 @@ def batch_for(name, change=lambda batch: batch, rows=4):
     return {part: change(text_batch(rows, seed=i)) for i, part in enumerate(parts)}
 
 
-def one_step(name, batch, microbatches=1):
+@functools.cache  # one compilation for a shape, whichever tests ask
+def compiled(name, microbatches=1):
     step = make_train_step(OBJECTIVES[name], optax.sgd(0.5), microbatches=microbatches)
-    return jax.jit(step.apply)(step.init(KEY, PARAMS, FROZEN, batch), FROZEN, batch)
+    return step.init(KEY, PARAMS, FROZEN, batch_for(name)), jax.jit(step.apply)
+
+
+def one_step(name, batch, microbatches=1):
+    state, step = compiled(name, microbatches)
+    return step(state, FROZEN, batch)
 
 
 @each
@@ -86,30 +99,47 @@ def test_weighed_tokens_do_move_numbers(name):
 
 
 @each
-def test_microbatches_give_the_same_step(name):
-    assert_trees_close(one_step(name, batch_for(name)), one_step(name, batch_for(name), 2))
-
-
-@each
-def test_eight_devices_give_the_same_step(name):
+def test_microbatches_on_four_devices_give_the_same_step(name):
     batch = batch_for(name, rows=8)
-    mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(batch, NamedSharding(mesh, P("data")))
-    assert_trees_close(one_step(name, batch), one_step(name, sharded))
+    assert_trees_close(one_step(name, batch), one_step(name, sharded, microbatches=2))
 
 
 @each
 def test_no_gradient_reaches_what_is_frozen(name):
+    """And one does reach the model: what is frozen moves the loss all the same."""
     objective, batch = OBJECTIVES[name], batch_for(name)
     aux, carry = objective.init(KEY, PARAMS, FROZEN, batch)
-    from kd_jax.types import Context
 
-    def loss(frozen):
-        params = {"model": PARAMS, "aux": aux}
+    def loss(model, frozen):
+        params = {"model": model, "aux": aux}
         return objective.loss(params, carry, frozen, batch, Context(KEY, jnp.int32(0))).loss
 
-    for leaf in jax.tree.leaves(jax.grad(loss)(FROZEN)):
+    of_model, of_frozen = jax.jit(jax.grad(loss, (0, 1)))(PARAMS, FROZEN)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(of_model))
+    for leaf in jax.tree.leaves(of_frozen):
         np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+
+
+@each
+def test_one_forward_pass_of_each_model_and_only_the_trained_one_trains(name):
+    calls = []
+
+    def apply(params, inputs, **settings):
+        calls.append((settings.get("train", False), settings.get("key") is not None))
+        return MODEL.apply(params, inputs)
+
+    objective, batch = objectives_of(Model(MODEL.init, apply))[name], batch_for(name)
+    aux, carry = objective.init(KEY, PARAMS, FROZEN, batch)
+    params = {"model": PARAMS, "aux": aux}
+    learning = {"difference": 2, "npo+rt": 2}.get(name, 1)
+    reading = {"distil": 1, "kl": 1, "npo": 1, "dpo": 1, "npo+rt": 2}.get(name, 0)
+    for train in (True, False):
+        calls.clear()
+        ctx = Context(KEY, jnp.int32(0), train)
+        jax.eval_shape(lambda p: objective.loss(p, carry, FROZEN, batch, ctx).loss, params)
+        assert sorted(calls) == sorted([(train, True)] * learning + [(False, False)] * reading)
 
 
 def test_values_against_numpy():
@@ -123,13 +153,17 @@ def test_values_against_numpy():
         return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
     logs, reference = token_logs(PARAMS), token_logs(FROZEN["reference"])
+    taught = token_logs(FROZEN["teacher"])
     target = np.asarray(batch["targets"])[..., None]
     lp, lp_ref = (np.take_along_axis(x, target, -1)[..., 0] for x in (logs, reference))
     nll = -(lp * w).sum() / w.sum()
     ratio = (lp * w).sum(1) - (lp_ref * w).sum(1)
     kl = (np.exp(reference) * (reference - logs)).sum(-1)
+    soft = [np.exp(x / 2) / np.exp(x / 2).sum(-1, keepdims=True) for x in (taught, logs)]
+    soft_kl = (soft[0] * np.log(soft[0] / soft[1])).sum(-1)
     expected = {
         "supervise": nll,
+        "distil": 0.3 * nll + 0.7 * 2**2 * (soft_kl * w).sum() / w.sum(),
         "ascent": -nll,
         "npo": (2 / 0.1 * np.log1p(np.exp(0.1 * ratio))).mean(),
         "kl": (kl * w).sum() / w.sum(),
@@ -160,6 +194,7 @@ def test_dpo_against_numpy_and_its_metrics():
     np.testing.assert_allclose(metrics["margin"], margin.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["accuracy"], (margin > 0).mean(), rtol=1e-6)
     np.testing.assert_allclose(metrics["chosen"], ratios[0].mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["rejected"], ratios[1].mean(), rtol=1e-4)
 
 
 def test_npo_tends_to_gradient_ascent_as_beta_falls():
@@ -174,7 +209,10 @@ def test_npo_tends_to_gradient_ascent_as_beta_falls():
     # Ascent is a mean over tokens; NPO is a mean over sequences of sums.
     factor = batch["weights"].sum() / batch["weights"].shape[0]
     assert_trees_close(
-        moved(NPO(beta=1e-4)), moved(scaled(gradient_ascent(MODEL), factor)), rtol=2e-3, atol=1e-6
+        moved(negative_preference(MODEL, online(MODEL), beta=1e-4)),
+        moved(scaled(gradient_ascent(MODEL), factor)),
+        rtol=2e-3,
+        atol=1e-6,
     )
 
 
@@ -186,3 +224,17 @@ def test_a_student_equal_to_its_teacher_has_no_soft_loss_and_no_soft_gradient():
     new, metrics = step(state, frozen, batch)
     np.testing.assert_allclose(metrics["loss"], 0.0, atol=1e-6)
     assert_trees_close(new.params, state.params, atol=1e-6)
+
+
+def test_scores_are_the_reference_that_a_precomputed_one_takes():
+    """Summed log-probabilities and token counts of rows; 0 of a padding row."""
+    params, batch = {"model": FROZEN["reference"], "aux": {}}, padded(text_batch(), 1)
+    output = make_eval_step(sequence_scores(MODEL))(params, {}, {}, batch)
+    np.testing.assert_array_equal(output.rows["tokens"], batch["weights"].sum(1))
+    expected = online(MODEL)({}, FROZEN, batch)
+    np.testing.assert_allclose(output.rows["log_prob"], expected, rtol=1e-6)
+    assert output.terms == {}
+    assert float(output.rows["log_prob"][-1]) == 0.0 > float(output.rows["log_prob"][0])
+    with pytest.raises(ValueError, match="takes 'reference_log_probs' besides"):
+        precomputed()({}, FROZEN, batch)
+    np.testing.assert_array_equal(precomputed("index")({}, FROZEN, batch), batch["index"])
