@@ -4,6 +4,7 @@ Alphabet for shapes, here and everywhere: B batch, T length, V vocabulary, D wid
 C classes, L layers, N models, P pairs.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -195,7 +196,8 @@ class GradientRule(NamedTuple):
     updates: Callable[[PyTree, Frozen], PyTree] = lambda updates, frozen: updates
 
 
-class TrainStep(NamedTuple):
+@dataclasses.dataclass(frozen=True)  # jax.jit takes it; it does not take a callable tuple
+class TrainStep:
     """A step as two pure functions that know no mesh; call it as step(state, frozen, batch).
 
     init(key, params, frozen, batch) -> TrainState; `params` is the model's part alone, and batch

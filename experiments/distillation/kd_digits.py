@@ -31,8 +31,7 @@ from kd_jax.launch import plots, run, weights
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
 from kd_jax.launch.config import Settings, not_identity
 from kd_jax.launch.evaluation import evaluate
-from kd_jax.launch.mesh import make_mesh
-from kd_jax.launch.stages import Evaluation, Stage, Training
+from kd_jax.launch.stages import Evaluation, Stage, Training, mesh_of
 from kd_jax.models import mlp
 from kd_jax.objectives.distil import distil, labels, soft_labels
 from kd_jax.objectives.supervise import supervise
@@ -207,7 +206,7 @@ def _training(
 
 def _test(config: Config, data: str, model: Model, *, every: int) -> Evaluation:
     measured = supervise(model, {"ce": label_cross_entropy}, metrics={"accuracy": label_accuracy})
-    step, mesh = make_eval_step(measured), make_mesh(config.mesh)
+    step = make_eval_step(measured)
 
     def measure(params, carry, frozen) -> Mapping[str, float]:
         values, _ = evaluate(
@@ -217,7 +216,7 @@ def _test(config: Config, data: str, model: Model, *, every: int) -> Evaluation:
             {},
             _images(data, config.folder)["test"],
             batch_size=512,
-            mesh=mesh,
+            mesh=mesh_of(params),
         )
         return {"accuracy": 100 * values["accuracy"], "ce": values["ce"]}
 

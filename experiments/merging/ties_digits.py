@@ -30,8 +30,7 @@ from kd_jax.launch.claims import Claim, Effect, Results, Table, above
 from kd_jax.launch.config import Settings
 from kd_jax.launch.evaluation import evaluate
 from kd_jax.launch.mesh import make_mesh
-from kd_jax.launch.sharding import shard_tree, with_shardings
-from kd_jax.launch.stages import Compute, Stage, Training
+from kd_jax.launch.stages import Compute, Stage, Training, materialise
 from kd_jax.merging.arithmetic import add_task_vectors, task_arithmetic, task_vector
 from kd_jax.merging.average import average
 from kd_jax.merging.ties import ties
@@ -197,11 +196,6 @@ def _merging(config: Config, base: str, names: Mapping[str, str], artefacts: Any
     def merge() -> tuple[None, Mapping[str, Any]]:
         mesh = make_mesh(config.mesh)
 
-        def arrays_of(name: str) -> Any:
-            w = artefacts[name].weights()
-            placed = shard_tree(w.abstract, mlp.RULES, mesh)
-            return w.make(with_shardings(w.abstract, placed))
-
         def accuracies(params: Any, split: str) -> dict[str, float]:
             state, found = {"model": params, "aux": {}}, {}
             for task in names:
@@ -216,8 +210,11 @@ def _merging(config: Config, base: str, names: Mapping[str, str], artefacts: Any
             means = [np.mean(list(accuracies(x, "validation").values())) for x in tried]
             return tried[int(np.argmax(means))]
 
-        theta0 = arrays_of(base)
-        specialists = {task: arrays_of(name) for task, name in names.items()}
+        theta0 = materialise(artefacts[base].weights(), mesh, mlp.RULES)
+        specialists = {
+            task: materialise(artefacts[name].weights(), mesh, mlp.RULES)
+            for task, name in names.items()
+        }
         thetas = list(specialists.values())
         own = {task: accuracies(theta, "test")[task] for task, theta in specialists.items()}
         tied = ties(theta0, thetas, density=config.density, scale=1.0)

@@ -14,7 +14,7 @@ from kd_jax.data.vocabulary import WordTokenizer
 from kd_jax.formats import fetch
 from kd_jax.launch import weights as weights_lib
 from kd_jax.launch.errors import UserError
-from kd_jax.launch.sharding import shard_tree, with_shardings
+from kd_jax.launch.stages import materialise
 from kd_jax.launch.weights import Weights
 from kd_jax.models import decoder, lora, pretrained
 from kd_jax.models.decoder import DecoderConfig
@@ -149,17 +149,11 @@ def _attached(alpha: float) -> Policy:
     return policy
 
 
-def place(weights: Weights, config: DecoderConfig, mesh: Mesh) -> Any:
-    """The weights' arrays, each in its sharding on the mesh."""
-    placed = shard_tree(weights.abstract, decoder.rules(config), mesh)
-    return weights.make(with_shardings(weights.abstract, placed))
-
-
 def export(language: Language, weights: Weights, mesh: Mesh, folder: Path) -> None:
     """The weights as a Hugging Face folder beside the tokeniser of the model they came from."""
     pretrained.export_folder(
         folder,
-        place(weights, language.config, mesh),
+        materialise(weights, mesh, decoder.rules(language.config)),
         language.config,
         max_length=language.max_length,
         tokenizer=language.tokenizer(),

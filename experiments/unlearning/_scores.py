@@ -98,11 +98,6 @@ def truth_ratios(scores: Mapping[str, Sequences], wrong: int) -> dict[str, Any]:
     return found
 
 
-def weights_scorer(scorer: Scorer) -> Callable[[PyTree, Mapping[str, Any]], dict[str, Sequences]]:
-    """The scorer for a whole model's weights, without adapters."""
-    return lambda weights, sets: scorer({"model": weights, "aux": {}}, {}, sets)
-
-
 def shapes(rows: int, length: int, extra: Sequence[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a text batch, with `extra` float32 entries for each row."""
     of = jax.ShapeDtypeStruct

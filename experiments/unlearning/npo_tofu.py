@@ -25,22 +25,20 @@ import tyro
 
 from experiments.unlearning import _language, _questions, _report, _scores
 from experiments.unlearning._learning import Learning
+from experiments.unlearning._methods import METHODS, REFERENCE
 from kd_jax.data import pairs, sources
 from kd_jax.launch import run
 from kd_jax.launch.config import Settings
 from kd_jax.launch.mesh import make_mesh
-from kd_jax.launch.stages import Compute, Evaluation, Stage, Training
+from kd_jax.launch.stages import Compute, Evaluation, Stage, Training, materialise, mesh_of
 from kd_jax.models import decoder
-from kd_jax.objectives.combinators import add, on, own_weights
-from kd_jax.objectives.references import precomputed
+from kd_jax.objectives.combinators import own_weights
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
-from kd_jax.objectives.unlearn import gradient_ascent, gradient_difference, negative_preference
 from kd_jax.steps import make_train_step
-from kd_jax.types import Model, Objective, Policy
+from kd_jax.types import Objective, Policy
 
 CLAIMS = _report.CLAIMS
-REFERENCE = "reference_log_probs"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,21 +115,6 @@ PRESETS = {
 }
 
 
-def objectives(model: Model, policy: Policy, beta: float) -> dict[str, Objective]:
-    """The four methods; each reads batch["forget"] and, with a retain term, batch["retain"]."""
-    npo = on("forget", negative_preference(model, precomputed(REFERENCE), beta=beta, policy=policy))
-    retain = on("retain", supervise(model, {"nll": next_token_nll}, policy=policy))
-    return {
-        "ga": on("forget", gradient_ascent(model, policy=policy)),
-        "graddiff": gradient_difference(model, policy=policy),
-        "npo": npo,
-        "npo_rt": add({"forget": npo, "retain": retain}),
-    }
-
-
-METHODS = ("ga", "graddiff", "npo", "npo_rt")
-
-
 def stages(config: Config) -> tuple[Stage, ...]:
     language = _language.open_language(config.model, config.decoder, config.data, config.seed)
     parts = functools.partial(_parts, config, language)
@@ -169,7 +152,6 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
 def _evaluation(config: Config, language: _language.Language, policy: Policy, steps: int):
     """Probabilities of answers along a training; texts are read when it is first run."""
-    score = _scorer(config, language, policy)
 
     @functools.cache
     def sets() -> dict[str, Any]:
@@ -179,15 +161,12 @@ def _evaluation(config: Config, language: _language.Language, policy: Policy, st
         )
 
     def measure(params, carry, frozen) -> dict[str, Any]:
+        score = _scores.make_scorer(
+            language.model, policy, mesh=mesh_of(params), batch_size=config.score_batch
+        )
         return _scores.probabilities(score(params, frozen, sets()))
 
     return Evaluation("answers", max(1, steps // config.evaluations), measure)
-
-
-def _scorer(config: Config, language: _language.Language, policy: Policy) -> _scores.Scorer:
-    return _scores.make_scorer(
-        language.model, policy, mesh=make_mesh(config.mesh), batch_size=config.score_batch
-    )
 
 
 def _parts(config: Config, language: _language.Language, *, retained_only: bool) -> Training:
@@ -240,7 +219,7 @@ def _forgetting(config: Config, language: _language.Language, method: str, found
         config,
         language,
         tune,
-        objectives(language.model, tune.policy, config.beta)[method],
+        METHODS[method](language.model, tune.policy, config.beta),
         learning,
         _questions.sizes(data)[0],
         lambda step, rows: source()(step, rows),
@@ -286,9 +265,12 @@ def _score(config: Config, language: _language.Language, artefact: Any) -> Compu
         sets = _scores.answer_sets(tokenizer, questions, **limits)
         if config.wrong:
             sets |= _scores.truth_sets(tokenizer, questions, wrong=config.wrong, **limits)
-        weights = _language.place(artefact.weights(), language.config, make_mesh(config.mesh))
-        score = _scores.weights_scorer(_scorer(config, language, own_weights))
-        scores = score(weights, sets)
+        mesh = make_mesh(config.mesh)
+        weights = materialise(artefact.weights(), mesh, decoder.rules(language.config))
+        score = _scores.make_scorer(
+            language.model, own_weights, mesh=mesh, batch_size=config.score_batch
+        )
+        scores = score({"model": weights, "aux": {}}, {}, sets)
         found = _scores.probabilities(scores)
         if config.wrong:
             found |= _scores.truth_ratios(scores, config.wrong)
@@ -298,7 +280,7 @@ def _score(config: Config, language: _language.Language, artefact: Any) -> Compu
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Any):
-    results = _report.results(METHODS, artefacts, folder)
+    results = _report.results(tuple(METHODS), artefacts, folder)
     if config.model and config.data.forget:
         language = _language.open_language(config.model, config.decoder, config.data, config.seed)
         weights = artefacts["npo_rt"].weights()

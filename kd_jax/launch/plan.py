@@ -146,7 +146,10 @@ def _compile(lowered: Any, topology: str) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used = re.search(r"[Uu]sed ([\d.]+[KMGT]) of ([\d.]+[KMGT])", str(error))
+        # libtpu says it in two ways: of a program as a whole, and of its temporaries alone.
+        used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w)", str(error)) or re.search(
+            r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error)
+        )
         reason = f"needs {used[1]} of {used[2]}" if used else _first_line(error)
         return {"verdict": TOO_LARGE, "reason": reason}
     kind = topology.split(":")[0]

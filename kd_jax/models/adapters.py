@@ -111,11 +111,13 @@ def from_nnx(factory: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     Parameters are the `nnx.Param` variables, the state all others (`nnx.BatchStat`) but random
     streams, which are made anew from apply's key at each call. train puts the module in train or
     eval mode (`module.train()`, `module.eval()`). Each call merges copies, so that gradients and
-    other transformations may be taken outside. taps are the "/"-joined paths of values stored by
-    `self.sow(nnx.Intermediate, ...)`.
+    other transformations may be taken outside.
 
-    ValueError for taps that the module does not have, for any add, and for a module with random
-    streams trained without a key.
+    taps are the "/"-joined paths of values stored by `self.sow(nnx.Intermediate, ...)`; add names
+    places marked with `self.perturb` (add costs one abstract evaluation).
+
+    ValueError for places that the module does not have, and for a module with random streams
+    trained without a key.
     """
     abstract = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
     graph, like_params, like_streams, like_rest = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
@@ -134,6 +136,20 @@ def from_nnx(factory: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 
         return map_with_path(leaf, like_streams)
 
+    def merged(params: PyTree, held: PyTree, key: jax.Array | None, train: bool) -> nnx.Module:
+        module = nnx.merge(
+            graph, _filled(like_params, params), reseeded(key), _filled(like_rest, held), copy=True
+        )
+        (module.train if train else module.eval)()
+        return module
+
+    def places(params: PyTree, held: PyTree, x: Any) -> PyTree:
+        """The perturbable places for inputs like x."""
+        look = nnx.capture(_call, nnx.Perturbation)
+        return jax.eval_shape(
+            lambda p, s, x: nnx.to_pure_dict(look(merged(p, s, None, False), x)[1]), params, held, x
+        )
+
     def apply(
         params: PyTree,
         inputs: Mapping[str, Any],
@@ -144,24 +160,24 @@ def from_nnx(factory: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         taps: Collection[str] = (),
         add: Mapping[str, jax.Array] = {},
     ) -> ModelOutput:
-        _known("add", add, {})
+        x, added = inputs["inputs"], None
+        if add:
+            _known("add", add, flatten(places(params, state, x)))
+            added = nnx.State(nest({name: nnx.Perturbation(delta) for name, delta in add.items()}))
         if train and key is None and jax.tree.leaves(like_streams):
             raise ValueError("key: got None, takes a key: the module draws random numbers")
-        module = nnx.merge(
-            graph,
-            _filled(like_params, params),
-            reseeded(key),
-            _filled(like_rest, state),
-            copy=True,
-        )
-        (module.train if train else module.eval)()
-        out = module(inputs["inputs"])
-        sown = _sown(nnx.to_pure_dict(nnx.pop(module, nnx.Intermediate)))
+        module = merged(params, state, key, train)
+        out, stored = nnx.capture(_call, nnx.Intermediate, init=added)(module, x)
+        sown = _sown(nnx.to_pure_dict(stored))
         _known("taps", taps, sown)
         _, _, _, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
         return _output(out, {name: sown[name] for name in taps}, nnx.to_pure_dict(rest))
 
     return Model(lambda key: parts(key)[0], apply, lambda: parts(jax.random.key(0))[1])
+
+
+def _call(module: Any, x: Any) -> Any:
+    return module(x)
 
 
 def _filled(like: nnx.State, values: PyTree) -> nnx.State:

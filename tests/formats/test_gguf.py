@@ -146,7 +146,9 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), FAULTS)
+@pytest.mark.parametrize(
+    ("content", "message"), FAULTS, ids=lambda value: value if isinstance(value, str) else "file"
+)
 def test_malformed_files_are_refused(tmp_path, content, message):
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)

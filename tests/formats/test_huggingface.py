@@ -122,7 +122,7 @@ def test_folders_without_weights_are_refused(tmp_path):
         open_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000, "\udcff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000, "\udcff"], ids=len)
 def test_malformed_json_is_refused(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -98,6 +98,7 @@ def test_a_file_without_tensors(tmp_path):
         (encode({"x": entry(), "y": entry(offsets=(4, 12))}, bytes(12)), "overlaps"),
         (encode(b'{"x":1,"x":1}'), "given twice"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "file",
 )
 def test_malformed_files_are_refused(tmp_path, content, message):
     path = tmp_path / "bad.safetensors"

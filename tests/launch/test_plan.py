@@ -76,18 +76,23 @@ def test_a_training_after_a_computed_stage_needs_its_shapes():
     assert row["reason"] == "stage pretrain: the shapes of its result are not known"
 
 
-class Lowered:
-    """Stands for a program whose compiled form needs `gib`, or more than there is."""
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory "
+WHOLE = OUT_OF_MEMORY + "in memory space hbm. Used 19.40G of 15.75G hbm.\nmore"
+PART = OUT_OF_MEMORY + (
+    "on HBM, the total memory required for HLO temporaries (96.00G) exceeds available HBM "
+    "(15.75G). HLO module: jit__lambda."
+)
 
-    def __init__(self, gib=None):
+
+class Lowered:
+    """Stands for a program whose compiled form needs `gib`, or is refused with a message."""
+
+    def __init__(self, gib):
         self.gib = gib
 
     def compile(self):
-        if self.gib is None:
-            raise jax.errors.JaxRuntimeError(
-                "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory in memory space "
-                "hbm. Used 19.40G of 15.75G hbm. Exceeded by 3.65G.\nmore"
-            )
+        if isinstance(self.gib, str):
+            raise jax.errors.JaxRuntimeError(self.gib)
         sizes = dict.fromkeys(("argument", "output", "alias", "temp"), 0)
         stats = {f"{k}_size_in_bytes": v for k, v in sizes.items()}
         stats["peak_memory_in_bytes"] = int(self.gib * 2**30)
@@ -100,13 +105,20 @@ class Lowered:
         (14.1, "v5e:4x4", plan.FITS, "90% of 15.75 GiB"),
         (14.3, "v5e:4x4", plan.UNKNOWN, "91% of 15.75 GiB"),
         (14.3, "v3:4x4", plan.UNKNOWN, "not known"),
-        (None, "v5e:4x4", plan.TOO_LARGE, "needs 19.40G of 15.75G"),
+        (WHOLE, "v5e:4x4", plan.TOO_LARGE, "needs 19.40G of 15.75G"),
+        (PART, "v5e:4x4", plan.TOO_LARGE, "needs 96.00G of 15.75G"),
+        (OUT_OF_MEMORY, "v5e:4x4", plan.TOO_LARGE, OUT_OF_MEMORY.strip()),
     ],
 )
 def test_verdicts(gib, topology, verdict, reason):
     row = plan._compile(Lowered(gib), topology)
     assert row["verdict"] == verdict
     assert reason in row["reason"]
+
+
+def test_other_errors_of_the_compiler_come_out_as_they_are():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        plan._compile(Lowered("INTERNAL: a bug"), "v5e:4x4")
 
 
 def test_a_mesh_that_does_not_divide_is_the_persons_to_put_right():

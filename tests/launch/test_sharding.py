@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -197,8 +199,8 @@ def test_a_state_is_born_where_it_belongs(mesh):
 
 def test_a_step_that_changes_the_models_tree_is_refused(mesh):
     step = tiny_run.train_step()
-    broken = step._replace(
-        init=lambda *args: step.init(*args)._replace(params={"model": {}, "aux": {}})
+    broken = dataclasses.replace(
+        step, init=lambda *args: step.init(*args)._replace(params={"model": {}, "aux": {}})
     )
     with pytest.raises(ValueError, match="layers/first only in weights"):
         abstract_state(

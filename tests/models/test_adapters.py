@@ -35,7 +35,7 @@ class Nnx(nnx.Module):
         self.last = nnx.Linear(8, 3, rngs=rngs)
 
     def __call__(self, x):
-        x = self.norm(self.first(x))
+        x = self.perturb("hidden", self.norm(self.first(x)))
         self.sow(nnx.Intermediate, "hidden", x)
         return self.last(self.drop(x))
 
@@ -116,22 +116,18 @@ def test_unknown_places_are_errors(adapted):
             model.apply(params, BATCH, state=state, **{argument: value})
 
 
-def test_linen_additions():
-    model = MODELS["linen"]
-    params, state = jax.jit(model.init)(jax.random.key(0)), model.state()
+def test_additions(adapted):
+    model, params, state, names = adapted
     delta = np.random.default_rng(1).standard_normal((6, 8)).astype(np.float32)
+    kernel = params[names[2]]["kernel"]
 
     def logits(delta):
         return model.apply(params, BATCH, state=state, add={"hidden": delta}).head.logits()
 
     plain = model.apply(params, BATCH, state=state).head.logits()
-    np.testing.assert_allclose(
-        logits(delta) - plain, delta @ params["Dense_1"]["kernel"], rtol=1e-3, atol=1e-5
-    )
-    grad = jax.grad(lambda delta: logits(delta).sum())(delta)
-    np.testing.assert_allclose(
-        grad, np.tile(params["Dense_1"]["kernel"].sum(1), (6, 1)), rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(logits(delta) - plain, delta @ kernel, rtol=1e-3, atol=1e-5)
+    grad = jax.jit(jax.grad(lambda delta: logits(delta).sum()))(delta)
+    np.testing.assert_allclose(grad, np.tile(kernel.sum(1), (6, 1)), rtol=1e-4, atol=1e-6)
 
 
 class Bare(nn.Module):

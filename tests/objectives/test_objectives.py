@@ -138,7 +138,8 @@ def test_one_forward_pass_of_each_model_and_only_the_trained_one_trains(name):
     for train in (True, False):
         calls.clear()
         ctx = Context(KEY, jnp.int32(0), train)
-        jax.eval_shape(lambda p: objective.loss(p, carry, FROZEN, batch, ctx).loss, params)
+        loss = functools.partial(objective.loss, carry=carry, frozen=FROZEN, ctx=ctx)
+        jax.eval_shape(lambda p, loss=loss: loss(p, batch=batch).loss, params)
         assert sorted(calls) == sorted([(train, True)] * learning + [(False, False)] * reading)
 
 
