@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax.models import decoder, layout, lora
-from kd_jax.trees import flatten, match_rules
+from kd_jax.trees import flatten, map_with_path, match_rules
 
 CONFIG = decoder.DecoderConfig(
     vocab=16, width=8, depth=3, heads=2, kv_heads=1, head_dim=4, mlp=12, qkv_bias=True
@@ -124,6 +124,6 @@ def test_errors_name_what_does_not_fit():
     tree = lora.init(KEY, BASE, TARGETS, rank=2)
     with pytest.raises(ValueError, match="layers/mlp/down/kernel, which base does not have"):
         lora.attach({"layers": {"attn": BASE["layers"]["attn"]}}, tree, alpha=1)
-    wrong = jax.tree.map(lambda x: x[:, :-1], BASE)
+    wrong = map_with_path(lambda path, x: x[:, :-1] if path.endswith("q/kernel") else x, BASE)
     with pytest.raises(ValueError, match=r"is \(3, 8, 2\) @ \(3, 2, 8\), base has \(3, 7, 8\)"):
         lora.attach(wrong, tree, alpha=1)
