@@ -41,6 +41,7 @@ def test_partition_and_combine_are_inverse():
     both = trees.combine(chosen, rest)
     assert jax.tree.structure(both) == jax.tree.structure(TREE)
     assert all(a is b for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(TREE), strict=True))
+    assert trees.combine({"a": 1, "b": None}, {"a": 2, "b": 3}) == {"a": 1, "b": 3}
     with pytest.raises(ValueError, match="selects none"):
         trees.partition(TREE, "weights")
 
@@ -73,6 +74,14 @@ def test_kth_smallest_magnitude_is_the_sorted_one(values, cut, data):
     expected = np.sort(np.where(np.abs(x) < np.finfo(np.float32).tiny, 0, np.abs(x)))[k - 1]
     got = np.asarray(found)
     assert (0 if got < np.finfo(np.float32).tiny else got) == expected
+
+
+def test_kth_smallest_magnitude_counts_past_the_limbs_it_is_kept_in():
+    """The counts of two leaves, 40000 each, add up to more than 16 bits."""
+    leaf = jnp.linspace(1.0, 2.0, 40_000)
+    for k in (60_000, 70_000, 80_000):
+        found = trees.kth_smallest_magnitude({"a": leaf, "b": -leaf}, k)
+        assert float(found) == float(leaf[(k - 1) // 2])
 
 
 def test_kth_smallest_magnitude_refuses_an_impossible_k():

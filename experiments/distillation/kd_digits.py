@@ -83,7 +83,7 @@ class Config(Settings):
 
 
 PRESETS = {
-    "smoke": Config(seeds=2, teacher_steps=150, student_steps=100),
+    "smoke": Config(seeds=2, teacher_steps=600, student_steps=800),
     "laptop": Config(fashion=True),
 }
 

@@ -77,7 +77,8 @@ def fit(
         a multiple of prepare_every, and a preemption is obeyed at the end of the hold.
     After a step come its hooks, then its checkpoint: what a hook has not done yet is done again
         after a kill. The last step is always saved.
-    writer: gets loss, metrics, rows_per_second each `log_every` steps and after the last; they
+    The step's metrics are f32 scalars by name, "loss" among them.
+    writer: gets them and rows_per_second each `log_every` steps and after the last; they
         are fetched one interval late, so that the device never waits for the host.
 
     Raises NonFinite, naming the step, when the loss (or what `guard_non_finite` watches) is not

@@ -151,7 +151,9 @@ def resnet(config: ResNetConfig, *, norm: Norm | None = None) -> Model:
 
     def init(key: jax.Array) -> PyTree:
         width = config.widths[-1]
-        kernels = {"head/kernel": ((width, config.classes), width**-0.5)}
+        kernels: dict[str, tuple[tuple[int, ...], float]] = {
+            "head/kernel": ((width, config.classes), width**-0.5)
+        }
         vectors = {"head/bias": jnp.zeros(config.classes)}
         for path, shape in sizes().items():
             std = (2.0 / (shape[0] * shape[1] * shape[2])) ** 0.5

@@ -12,6 +12,9 @@ from kd_jax.launch.checkpoints import Checkpoints
 from kd_jax.launch.errors import NonFinite, UserError
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 
+# Orbax leaves reads under way when one of them fails; what they then raise reaches nobody.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 IDENTITY = {"beta": 0.1, "data": {"names": ("a", "b")}}
 
 
@@ -112,8 +115,8 @@ def lose_metadata(folder):
 
 
 def flip_a_bit(folder):
-    """In the middle of the largest file: the arrays."""
-    file = max(files(folder / "state" / "ocdbt.process_0"), key=lambda f: f.stat().st_size)
+    """In the middle of the file with the arrays."""
+    file = max(files(folder / "state" / "d"), key=lambda f: f.stat().st_size)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 16
     file.write_bytes(data)
@@ -138,17 +141,10 @@ def test_a_damaged_latest_checkpoint_is_skipped_with_a_warning(made, tmp_path, d
     save(tmp_path, state, [3, 6], best=best)
     damage(tmp_path / "6")
     with Checkpoints(tmp_path, IDENTITY, best=best) as checkpoints:
-        if damage is flip_a_bit:
-            # The bit may lie where nothing is read; then the state must be the right one.
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                back = checkpoints.restore_latest(abstract)
-            assert int(back.step) == (3 if caught else 6)
-        else:
-            with pytest.warns(RuntimeWarning, match="step 6 is corrupt and is skipped"):
-                back = checkpoints.restore_latest(abstract)
-        k = int(back.step)
-        np.testing.assert_array_equal(back.params["model"]["bias"], np.full(4, k, np.float32))
+        with pytest.warns(RuntimeWarning, match="step 6 is corrupt and is skipped"):
+            back = checkpoints.restore_latest(abstract)
+        assert int(back.step) == 3
+        np.testing.assert_array_equal(back.params["model"]["bias"], np.full(4, 3.0, np.float32))
         # The run goes on, and saves that step again.
         checkpoints.save(6, other(state, 6), metrics={"score": 0})
         checkpoints.wait()

@@ -266,7 +266,7 @@ def test_vit_equals_numpy():
         y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
         x = x + dense(block["mlp"]["down"], y)
     expected = dense(p["head"], norm(p["final_norm"], x).mean(1))
-    got = vit.vit(VIT).apply(params, BATCH).head.logits()
+    got = jax.jit(vit.vit(VIT).apply)(params, BATCH).head.logits()
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
