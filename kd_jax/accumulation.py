@@ -73,7 +73,7 @@ def exact_grad(
         return jax.lax.stop_gradient(values)
 
     def grad(trained: Params, only: str | None = None) -> tuple[Params, Output]:
-        stats = stats_of(jax.lax.stop_gradient(combine(trained, rest)))
+        stats = stats_of(combine(trained, rest))
 
         def output_of(trained, carry, stats, frozen, part, key) -> Output:
             ctx = Context(key, state.step, True, stats)

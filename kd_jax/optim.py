@@ -1,4 +1,4 @@
-"""Optimisers and schedules: optax, with clipping, decay by path and float32 masters.
+"""Optimisers and schedules: optax in float32, with clipping, decay by path and float32 masters.
 
 A schedule is an optax schedule: int32 step -> learning rate. Wherever a learning rate is asked
 for, a number or a schedule will do.
@@ -26,12 +26,21 @@ def _decayed(undecayed: Rule) -> Callable[[PyTree], PyTree]:
     return lambda params: map_with_path(lambda path, _: not predicate(path), params)
 
 
-def _clipped(tx: optax.GradientTransformation, clip: float | None) -> optax.GradientTransformation:
-    if clip is None:
-        return tx
-    if not clip > 0:
-        raise ValueError(f"clip: got {clip}, takes a positive norm, or None for no clipping")
-    return optax.chain(optax.clip_by_global_norm(clip), tx)
+def _finished(tx: optax.GradientTransformation, clip: float | None) -> optax.GradientTransformation:
+    """`tx` behind the clipping, in float32 throughout: optax's moments are else the parameters'."""
+    if clip is not None:
+        if not clip > 0:
+            raise ValueError(f"clip: got {clip}, takes a positive norm, or None for no clipping")
+        tx = optax.chain(optax.clip_by_global_norm(clip), tx)
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        return tx.update(_float32(updates), state, _float32(params))
+
+    return optax.GradientTransformation(lambda params: tx.init(_float32(params)), update)
+
+
+def _float32(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def _decoupled(
@@ -58,7 +67,7 @@ def adamw(
     undecayed: Rule = UNDECAYED,
     clip: float | None = None,
 ) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); moments in float32.
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
 
     undecayed: rule over paths of leaves without decay, by default biases and norm scales.
     clip: global gradient norm, applied before the moments.
@@ -68,11 +77,10 @@ def adamw(
         b1,
         b2,
         eps,
-        mu_dtype=jnp.float32,
         weight_decay=weight_decay,
         mask=_decayed(undecayed),
     )
-    return _clipped(tx, clip)
+    return _finished(tx, clip)
 
 
 def sgd(
@@ -88,7 +96,7 @@ def sgd(
     tx = optax.sgd(learning_rate, momentum or None, nesterov)
     if weight_decay:
         tx = optax.chain(optax.add_decayed_weights(weight_decay, _decayed(undecayed)), tx)
-    return _clipped(tx, clip)
+    return _finished(tx, clip)
 
 
 def adafactor(
@@ -103,7 +111,7 @@ def adafactor(
     Decay is decoupled and scaled by the learning rate, as in `adamw`; optax's own is not scaled.
     """
     tx = _decoupled(optax.adafactor(1.0), learning_rate, weight_decay, undecayed)
-    return _clipped(tx, clip)
+    return _finished(tx, clip)
 
 
 def muon(
@@ -130,7 +138,7 @@ def muon(
 
     # optax's own mask covers only the orthogonalised part, so decay is added here, to both.
     directions = contrib.muon(1.0, muon_weight_dimension_numbers=dimensions)
-    return _clipped(_decoupled(directions, learning_rate, weight_decay, undecayed), clip)
+    return _finished(_decoupled(directions, learning_rate, weight_decay, undecayed), clip)
 
 
 class MastersState(NamedTuple):
@@ -155,8 +163,7 @@ def float32_masters(tx: optax.GradientTransformation) -> optax.GradientTransform
     ) -> tuple[PyTree, MastersState]:
         if params is None:
             raise ValueError("params: got None, takes the parameters that the updates are for")
-        updates = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
-        updates, inner = tx.update(updates, state.inner, state.masters)
+        updates, inner = tx.update(_float32(updates), state.inner, state.masters)
         masters = jax.tree.map(jnp.add, state.masters, updates)
         # apply_updates adds in float32 and rounds once, so params end as the rounded masters.
         steps = jax.tree.map(lambda m, p: m - p.astype(jnp.float32), masters, params)

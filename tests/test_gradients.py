@@ -9,7 +9,7 @@ import optax
 import pytest
 from support.linear import assert_trees_close, batch_of, linear_model, squared_error
 
-from kd_jax import gradients, steps
+from kd_jax import gradients, optim, steps
 from kd_jax.objectives.combinators import add, scaled
 from kd_jax.types import Objective, Output, weighted_sum
 
@@ -64,6 +64,13 @@ def test_projection_removes_the_conflict_and_only_a_conflict():
     np.testing.assert_allclose(got, [2, 1], rtol=1e-6)
 
 
+def test_a_name_is_a_term_or_a_whole_component():
+    """ "a" is not the start of "ab"."""
+    objective = quadratics({"a": (-1, 0), "ab": (1, -1)})
+    got, _ = gradient_of(gradients.surgery(("a", "ab")), objective, (0.0, 0.0))
+    np.testing.assert_allclose(got, [0.5, 1.5], rtol=1e-6)
+
+
 def test_surgery_refuses_to_leave_a_term_out_and_unknown_names():
     objective = quadratics({"a": (1, 0), "b": (0, 2)})
     for names, wrong in ((("a",), "b"), (("a", "b", "b"), "b")):
@@ -97,6 +104,27 @@ def test_unrolled_differentiates_through_the_inner_steps(microbatches):
         gradient_of(rule, quadratics({"in": (1, 0), "out": (0, 2), "c": (0, 0)}), (2.0, 2.0))
 
 
+def test_unrolling_does_not_differentiate_statistics_of_the_batch():
+    """With s = 2 w fixed, phi = w - lr (w - s) = (1 + lr) w and d phi / dw = 1 - lr."""
+
+    def loss(params, carry, frozen, batch, ctx):
+        w, ones = params["model"]["w"][0], jnp.ones_like(batch["weights"])
+        return Output(
+            {
+                "in": weighted_sum(0.5 * (w - ctx.stats["s"]) ** 2 * ones),
+                "out": weighted_sum(0.5 * w**2 * ones),
+            }
+        )
+
+    def stats(params, carry, frozen, batch, ctx):
+        return {"s": weighted_sum(2 * params["model"]["w"][0] * jnp.ones_like(batch["weights"]))}
+
+    rule = gradients.unrolled(inner="in", outer="out", steps=1, learning_rate=0.25)
+    objective = Objective(lambda *_: ({}, {}), loss, stats=stats)
+    got, _ = gradient_of(rule, objective, (2.0,), microbatches=2)
+    np.testing.assert_allclose(got, [0.75 * 1.25 * 2.0], rtol=1e-6)
+
+
 def test_masked_coordinates_stay_bitwise_equal_under_decay_and_momentum():
     batch = batch_of(4)
     mask = {"kernel": jnp.zeros((3, 4), bool).at[0].set(True), "bias": jnp.zeros(4, bool)}
@@ -114,6 +142,20 @@ def test_masked_coordinates_stay_bitwise_equal_under_decay_and_momentum():
     assert np.array_equal(bits(new["kernel"][1:]), bits(first["kernel"][1:]))
     assert np.array_equal(bits(new["bias"]), bits(first["bias"]))
     assert np.all(np.asarray(new["kernel"][0]) != np.asarray(first["kernel"][0]))
+
+
+def test_a_mask_goes_around_another_rule():
+    """Of SAM's gradient, and of what another mask leaves."""
+    batch = {"weights": jnp.ones(2)}
+    rule = gradients.masked("x", gradients.masked("y", gradients.sam(0.5)))
+    for y, expected in (((1, 1), [3.3, 0.0]), ((0, 1), [0.0, 0.0])):
+        frozen = {"x": {"w": jnp.array([True, False])}, "y": {"w": jnp.array(y)}}
+        step = steps.make_train_step(quadratics({"a": (0, 0)}), optim.sgd(1.0), gradient=rule)
+        state = step.init(jax.random.key(0), {"w": jnp.array([3.0, 4.0])}, frozen, batch)
+        new, metrics = step(state, frozen, batch)
+        moved = state.params["model"]["w"] - new.params["model"]["w"]
+        np.testing.assert_allclose(moved, expected, rtol=1e-6)
+        np.testing.assert_allclose(metrics["grad_norm"], expected[0], rtol=1e-6)
 
 
 # The third case is three directions of a plane, at 0, 170 and 200 degrees: there the first, less

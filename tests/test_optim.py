@@ -1,5 +1,7 @@
 """Optimisers: decay by path, clipping, float32 masters, schedules at their corners."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,11 +40,57 @@ def test_every_optimiser_descends(make):
 
 def test_clip_bounds_the_norm_of_the_whole_gradient():
     grads = {"kernel": 3 * jnp.ones((4, 4)), "bias": jnp.zeros(4)}
-    moved = step(optim.sgd(1.0, clip=2.0), PARAMS, grads)
+    moved = step(optim.sgd(0.5, clip=2.0), PARAMS, grads)
     size = optax.tree.norm(jax.tree.map(jnp.subtract, PARAMS, moved))
-    np.testing.assert_allclose(size, 2.0, rtol=1e-6)
+    np.testing.assert_allclose(size, 0.5 * 2.0, rtol=1e-6)  # of the gradient, not of the update
     with pytest.raises(ValueError, match="clip: got 0"):
         optim.sgd(1.0, clip=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [optim.adamw, functools.partial(optim.sgd, momentum=0.9), optim.adafactor, optim.muon],
+)
+def test_moments_of_bfloat16_parameters_are_float32(make):
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    tx = make(0.1, weight_decay=0.1, clip=1.0)
+    updates, state = tx.update(params, tx.init(params), params)
+    kinds = {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)}
+    assert kinds == {jnp.dtype(jnp.float32)}
+    new = optax.apply_updates(params, updates)
+    assert {x.dtype for x in jax.tree.leaves(new)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_momentum_plain_and_nesterov():
+    """Two steps on the gradient 1: moments 1 and 1.5; Nesterov's looks half a moment ahead."""
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+
+    def moved(nesterov):
+        tx = optim.sgd(1.0, momentum=0.5, nesterov=nesterov)
+        first, state = tx.update(grads, tx.init(PARAMS), PARAMS)
+        second, _ = tx.update(grads, state, PARAMS)
+        return [-float(u["bias"][0]) for u in (first, second)]
+
+    np.testing.assert_allclose(moved(False), [1.0, 1.5])
+    np.testing.assert_allclose(moved(True), [1.5, 1.75])
+
+
+def test_muon_orthogonalises_the_matrices_of_the_last_two_axes():
+    """Updates grow with sqrt(out / in) where a kernel [.., in, out] has more outputs."""
+    wide = jax.random.normal(jax.random.key(0), (2, 3, 12))
+    tall = jnp.swapaxes(wide, 1, 2)
+
+    def update(kernel):
+        tx = optim.muon(1.0)
+        return tx.update({"kernel": kernel}, tx.init({"kernel": kernel}), {"kernel": kernel})[0]
+
+    of_wide, of_tall = update(wide)["kernel"], update(tall)["kernel"]
+    np.testing.assert_allclose(of_wide, 2 * jnp.swapaxes(of_tall, 1, 2), rtol=1e-3, atol=1e-4)
+    for layer in range(2):
+        alone = update(wide[layer])["kernel"]
+        np.testing.assert_allclose(of_wide[layer], alone, rtol=1e-3, atol=1e-4)
+        singular = np.linalg.svd(np.asarray(alone), compute_uv=False) / 2
+        assert np.all((singular > 0.6) & (singular < 1.3))
 
 
 def test_float32_masters_keep_what_bfloat16_loses():

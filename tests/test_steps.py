@@ -15,7 +15,7 @@ from kd_jax.objectives.combinators import add, on, scheduled
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import label_accuracy, label_cross_entropy
 from kd_jax.optim import float32_masters
-from kd_jax.types import Objective, Output, Term, weighted_sum
+from kd_jax.types import GradientRule, Objective, Output, Term, weighted_sum
 
 MODEL = linear_model()
 KEY = jax.random.key(3)
@@ -69,6 +69,29 @@ def test_microbatch_values_by_hand():
     expected = jax.tree.map(lambda p, g: p - g, state.params["model"], slope)
     assert_trees_close(new.params["model"], expected)
     assert int(new.step) == 1
+
+
+def test_gradients_of_bfloat16_parameters_are_added_up_in_float32():
+    """1 + 7 / 256: in bfloat16, where 1 + 1 / 256 is 1, nothing of the small ones would be left."""
+
+    def loss(params, carry, frozen, batch, ctx):
+        return Output({"x": weighted_sum(params["model"]["w"] * batch["x"])})
+
+    def gradients(grad, params, frozen, key):
+        grads, output = grad(params)
+        assert grads["model"]["w"].dtype == params["model"]["w"].dtype == jnp.bfloat16
+        return grads, output
+
+    step = steps.make_train_step(
+        Objective(lambda *_: ({}, {}), loss),
+        optax.sgd(8.0),
+        gradient=GradientRule(gradients),
+        microbatches=8,
+    )
+    batch = {"x": jnp.array([1.0] + [1 / 256] * 7, jnp.bfloat16)}
+    state = step.init(KEY, {"w": jnp.zeros((), jnp.bfloat16)}, {}, batch)
+    new, _ = step(state, {}, batch)
+    assert new.params["model"]["w"] == jnp.asarray(-(1 + 7 / 256), jnp.bfloat16) < -1
 
 
 def test_refusals_are_raised_when_built_or_traced():

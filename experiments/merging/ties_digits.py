@@ -4,13 +4,16 @@ Paper: Yadav, Tam, Choshen, Raffel, Bansal 2023 (arXiv 2306.01708). An MLP is pr
 digits changed in several ways (turned, mirrored, ...), so that it knows a little of every task as a
 large pretrained model does; one specialist a task is fine-tuned from it on all digits, with its
 head frozen; they are merged by averaging, task arithmetic and TIES, with the papers' default scales
-and with scales chosen on held-out training images.
-Normalised accuracy is the merged model's over the specialist's, a mean over the tasks.
+and with scales chosen on held-out training images. Normalised accuracy is the merged model's over
+the specialist's, a mean over the tasks.
 
 Claim: TIES keeps more of the specialists than averaging, and than task arithmetic.
 
-    python -m experiments.merging.ties_digits smoke     # two tasks, two seeds: 15 s
-    python -m experiments.merging.ties_digits laptop    # five tasks, five seeds: 3 minutes
+    python -m experiments.merging.ties_digits smoke     # two tasks, two seeds: 10 s
+    python -m experiments.merging.ties_digits laptop    # five tasks, five seeds: 1 minute
+
+Measured at `laptop` (two CPU cores, 2026-11): TIES is above task arithmetic with and without
+validation (3.6 and 6.3 points), but below plain averaging without validation (-3.5).
 """
 
 import dataclasses

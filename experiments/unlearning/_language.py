@@ -150,11 +150,17 @@ def _attached(alpha: float) -> Policy:
 
 
 def export(language: Language, weights: Weights, mesh: Mesh, folder: Path) -> None:
-    """The weights as a Hugging Face folder beside the tokeniser of the model they came from."""
-    pretrained.export_folder(
-        folder,
-        materialise(weights, mesh, decoder.rules(language.config)),
-        language.config,
-        max_length=language.max_length,
-        tokenizer=language.tokenizer(),
-    )
+    """The weights as a Hugging Face folder, with the tokeniser of the model they came from.
+
+    A folder that is there is whole, and from the same weights: a run's folder has one identity.
+    """
+    if jax.process_count() > 1:
+        print(f"not exported: start the same command as one process to write {folder}")
+    elif not folder.exists():
+        pretrained.export_folder(
+            folder,
+            materialise(weights, mesh, decoder.rules(language.config)),
+            language.config,
+            max_length=language.max_length,
+            tokenizer=language.tokenizer(),
+        )

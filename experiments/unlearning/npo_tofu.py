@@ -13,6 +13,10 @@ Claim: GA destroys what should be kept; NPO forgets more slowly and NPO+RT keeps
 
 `laptop` needs the TOFU files (environment KD_JAX_DATA, or --data.folder) and the model
 (python -m kd_jax.formats.fetch smollm2). Each method is a stage: a killed run goes on where it was.
+
+Measured at `laptop` (two CPU cores, 2026-11, 40 minutes): fine-tuned to 0.93 on the answers to
+forget; GA ends at 0.01 with 0.03 on those to keep (from 0.89), NPO+RT at 0.14 and 0.57, GradDiff at
+0.27 and 0.73. `paper` is planned, never run.
 """
 
 import dataclasses

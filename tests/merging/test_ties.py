@@ -193,6 +193,12 @@ def test_oracle_signs_replace_the_election():
     np.testing.assert_allclose(flat(got), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("merge", [m.disjoint_mean, m.disjoint_sum, m.disjoint_max])
+def test_where_the_sign_is_zero_nothing_agrees(merge):
+    got = merge([jnp.array([1.0, 1.0]), jnp.array([2.0, -3.0])], jnp.array([0, -1], jnp.int8))
+    np.testing.assert_array_equal(got, [0.0, -3.0])
+
+
 def test_dtypes_follow_the_base():
     base = {"w": jnp.zeros(8, jnp.bfloat16), "v": jnp.zeros(8, jnp.float32)}
     models = [jax.tree.map(lambda x, t=t: jnp.asarray(t, x.dtype), base) for t in TAUS]

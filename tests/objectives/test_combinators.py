@@ -46,7 +46,8 @@ def probe(target: float) -> Objective:
         }
 
     def stats(params, carry, frozen, batch, ctx):
-        return {"mean": weighted_sum(target * batch["inputs"][:, 0], batch["weights"], 2.0)}
+        mean = (1 + ctx.step) * target * batch["inputs"][:, 0]
+        return {"mean": weighted_sum(mean, batch["weights"], 2.0)}
 
     return Objective(init, loss, update, stats)
 

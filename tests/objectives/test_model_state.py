@@ -48,6 +48,7 @@ def test_running_statistics_move_once_a_step_by_the_mean_over_microbatches(micro
     assert_trees_close(
         state.carry, {"mean": 0.9 + 0.1 * batch["inputs"].mean(0), "steps": jnp.int32(1)}
     )
+    assert state.carry["steps"].dtype == jnp.int32
 
 
 def test_evaluation_uses_the_running_statistics_of_carry():
