@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -60,7 +61,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(config):
 
 def test_it_compiles_once_and_reuses_the_memory(mesh):
     traced = chex.assert_max_traces(tiny_run.train_step().apply, n=1)
-    step = tiny_run.train_step()._replace(apply=traced)
+    step = dataclasses.replace(tiny_run.train_step(), apply=traced)
     state, abstract = tiny_run.start(step, mesh)
     given = state.params["model"]["layers"]["first"]
     compiled = []
