@@ -138,7 +138,7 @@ def kth_smallest_magnitude(tree: PyTree, k: int) -> jax.Array:
 
     A radix select: the bits of a non-negative float32 order as the float does, so 31 counting
     passes fix one bit each. Nothing is sorted or concatenated; leaves may be sharded. NaN counts
-    as larger than every number.
+    as larger than every number. A leaf has fewer than 2**32 entries.
     """
     leaves = [
         jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.uint32)
@@ -147,6 +147,8 @@ def kth_smallest_magnitude(tree: PyTree, k: int) -> jax.Array:
     total = sum(x.size for x in leaves)
     if not 1 <= k <= total:
         raise ValueError(f"k: got {k}, takes 1 to the number of entries, {total}")
+    if any(x.size >= 2**32 for x in leaves):
+        raise ValueError("tree: a leaf of 2**32 entries or more; unstack it")
 
     def below(candidate: jax.Array) -> jax.Array:
         """Are fewer than k entries smaller than the candidate?"""

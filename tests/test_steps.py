@@ -240,7 +240,7 @@ def test_weights_may_depend_on_the_teacher_and_on_the_key(source):
 
     objective = Objective(lambda *_: ({}, jnp.zeros(8)), loss, update)
     frozen, batch = {"teacher": MODEL.init(jax.random.key(9))}, batch_of(8)
-    step = steps.make_train_step(objective, optax.sgd(1.0), microbatches=4)
+    step = steps.make_train_step(objective, optax.sgd(0.5), microbatches=4)
     state = start(step, batch, frozen)
     new, metrics = jax.jit(step)(state, frozen, batch)  # a step is a function to jit, too
 
@@ -251,7 +251,7 @@ def test_weights_may_depend_on_the_teacher_and_on_the_key(source):
     value, slope = jax.value_and_grad(by_hand)(state.params["model"])
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     assert len(set(np.asarray(new.carry).tolist())) == 8
-    moved = jax.tree.map(lambda p, g: p - g, state.params["model"], slope)
+    moved = jax.tree.map(lambda p, g: p - 0.5 * g, state.params["model"], slope)
     assert_trees_close(new.params["model"], moved)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(slope), rtol=1e-5)
 

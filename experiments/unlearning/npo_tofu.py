@@ -33,7 +33,7 @@ from experiments.unlearning._methods import METHODS, REFERENCE
 from kd_jax.data import pairs, sources
 from kd_jax.launch import run
 from kd_jax.launch.config import Settings
-from kd_jax.launch.mesh import make_mesh
+from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import Compute, Evaluation, Stage, Training, materialise, mesh_of
 from kd_jax.models import decoder
 from kd_jax.objectives.combinators import own_weights
@@ -107,6 +107,7 @@ PRESETS = {
     # Llama-2-7B on full TOFU, forget10 (1 and 5 %: --data.forget-authors 2 or 10), the authors'
     # AdamW 1e-5, decay .01, batch 32, 5 epochs of fine-tuning (UNVERIFIED) and 10 of unlearning.
     "paper": Config(
+        mesh=MeshConfig(data=1, fsdp=-1),
         model="Llama-2-7b-chat-hf",
         decoder=_language.LLAMA2_7B,
         data=_questions.Data(tofu=True, forget_authors=20, retain_authors=180, length=256),

@@ -13,7 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kd_jax.launch import artefacts, cli, environment, folders, results, runtime, tables
+from kd_jax.launch import (
+    artefacts,
+    cli,
+    environment,
+    folders,
+    preemption,
+    results,
+    runtime,
+    tables,
+)
 from kd_jax.launch.artefacts import Artefact, write_json
 from kd_jax.launch.claims import Table
 from kd_jax.launch.config import identity
@@ -90,7 +99,7 @@ def execute(
     header = {"module": name, "preset": preset, "hash": folders.run_hash(name, whole)}
     title = f"{name}-{preset}-{header['hash']}"
     found: dict[str, Artefact] = {}
-    with folders.opened(folder, name, whole):
+    with preemption.watch() as asked, folders.opened(folder, name, whole):
         if runtime.is_main():
             write_json(folder / "config.json", header | {"identity": whole, "config": config})
             write_json(folder / "environment.json", environment.describe(command))
@@ -116,6 +125,10 @@ def execute(
                         about,
                     )
             found[stage.name] = artefact
+            # Trainings stop by themselves; a request during a Compute is obeyed after it. (With
+            # several processes the request may be asked for by steps alone: `fit` does.)
+            if runtime.is_alone() and asked(0) and number < len(stages):
+                raise Preempted(0, saved=True)
         data = {}
         if runtime.is_main():
             data = results.conclude(module, config, found, folder, header)

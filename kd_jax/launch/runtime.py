@@ -69,6 +69,11 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def is_alone() -> bool:
+    """Is this the only process?"""
+    return jax.process_count() == 1
+
+
 def barrier(name: str) -> None:
     """Waits until every process is here; nothing with one process."""
     if jax.process_count() > 1:

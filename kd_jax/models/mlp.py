@@ -1,13 +1,14 @@
 """A multilayer perceptron for classification: the smallest model that everything runs on."""
 
 import dataclasses
-import zlib
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kd_jax.models.common import Places, linear, normals, to_float
 from kd_jax.types import Logits, Model, ModelOutput
 
 PyTree = Any
@@ -36,22 +37,23 @@ def mlp(config: MLPConfig) -> Model:
     """Flatten, then Linear and ReLU for each width, then Linear to the classes.
 
     init(key): {"layer_i": {"kernel" [in, out], "bias" [out]}}; kernels normal of variance
-        2 / in (He et al. 2015), biases 0; the last layer is the head. A leaf depends on key and
-        its name only.
-    apply: inputs["inputs"] [B, ...], u8 (scaled by 1/255) or floating. taps and add name the
+        2 / in (He et al. 2015), biases 0; the last layer is the head. A leaf depends on key,
+        its name and its shape only.
+    apply: inputs["inputs"] [B, H, W, C], u8 (scaled by 1/255) or floating. taps and add name the
         hidden layers after their ReLU, "hidden_0" on, [B, width], and the flat "inputs".
     """
     sizes = (config.inputs, *config.widths, config.classes)
     places = ("inputs", *(f"hidden_{i}" for i in range(len(config.widths))))
 
     def init(key: jax.Array) -> PyTree:
-        params = {}
-        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-            name = f"layer_{i}"
-            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-            kernel = jax.random.normal(own, (fan_in, fan_out)) * jnp.sqrt(2.0 / fan_in)
-            params[name] = {"kernel": kernel, "bias": jnp.zeros(fan_out)}
-        return params
+        kernels = {
+            f"layer_{i}": ((fan_in, fan_out), math.sqrt(2 / fan_in))
+            for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        }
+        return {
+            name: {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}
+            for name, kernel in normals(key, kernels).items()
+        }
 
     def apply(
         params: PyTree,
@@ -63,19 +65,12 @@ def mlp(config: MLPConfig) -> Model:
         taps: Collection[str] = (),
         add: Mapping[str, jax.Array] = {},
     ) -> ModelOutput:
-        unknown = sorted((set(taps) | set(add)) - set(places))
-        if unknown:
-            raise ValueError(f"taps, add: got {', '.join(unknown)}, takes {', '.join(places)}")
-        images = inputs["inputs"]
-        x = images.reshape(images.shape[0], -1)
-        x = x.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else x
-        found = {}
-        for i, place in enumerate(places):
-            x = x + add[place] if place in add else x
-            found[place] = x
-            layer = params[f"layer_{i}"]
-            x = x @ layer["kernel"] + layer["bias"][None, :]
+        place = Places(places, taps, add)
+        x = to_float(inputs["inputs"])
+        x = x.reshape(x.shape[0], -1)
+        for i, name in enumerate(places):
+            x = linear(params[f"layer_{i}"], place(name, x))
             x = x if i == len(config.widths) else jax.nn.relu(x)
-        return ModelOutput(Logits(x), {name: found[name] for name in taps}, state)
+        return ModelOutput(Logits(x), place.found, state)
 
     return Model(init, apply)

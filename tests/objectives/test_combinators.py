@@ -8,7 +8,7 @@ import pytest
 from support.linear import batch_of, linear_model, squared_error
 
 from kd_jax.objectives.combinators import add, frozen_weights, on, own_weights, scaled, scheduled
-from kd_jax.steps import make_train_step
+from kd_jax.steps import make_eval_step, make_train_step
 from kd_jax.types import Objective, Output, weighted_sum
 
 ROWS = 4
@@ -80,6 +80,14 @@ def test_each_part_has_its_own_aux_carry_state_stats_and_keys():
     drawn = np.concatenate([np.atleast_1d(x) for x in drawn])
     assert len(set(drawn.tolist())) == drawn.size  # no key twice: rows, microbatches, parts, steps
     assert float(after.carry["a"]["step"]) == 1.0
+
+
+def test_evaluation_has_the_statistics_of_its_batch():
+    batch, objective = batch_of(ROWS), add({"a": probe(3.0)})
+    aux, carry = objective.init(jax.random.key(0), PARAMS, {}, batch)
+    output = make_eval_step(objective)({"model": PARAMS, "aux": aux}, carry, {}, batch)
+    mean = 2 * 3 * np.average(batch["inputs"][:, 0], weights=batch["weights"])
+    np.testing.assert_allclose(output.metrics["a/shift"].value, mean, rtol=1e-5)
 
 
 def test_a_sum_is_whole_batch_if_a_part_is_and_has_stats_if_a_part_has():

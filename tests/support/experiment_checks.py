@@ -1,0 +1,59 @@
+"""What the tests of all experiments ask: hashes, verdicts, refusals, artefacts made by hand."""
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from kd_jax.launch import cli
+from kd_jax.launch.artefacts import Artefact
+from kd_jax.launch.claims import Results, judge
+from kd_jax.launch.config import identity
+from kd_jax.launch.errors import UserError
+from kd_jax.launch.run import stages_of
+from kd_jax.launch.stages import keys
+
+
+def outline(module: ModuleType, config: Any) -> dict[str, tuple[str, ...]]:
+    """{stage: its needs}."""
+    return {stage.name: stage.needs for stage in stages_of(module, config)}
+
+
+def changed(module: ModuleType, first: Any, second: Any) -> set[str]:
+    """The stages that two configs do not share."""
+    one, two = (keys(stages_of(module, c), module.__name__, identity(c)) for c in (first, second))
+    assert one.keys() == two.keys()
+    return {name for name in one if one[name] != two[name]}
+
+
+def verdicts(module: ModuleType, results: Results, preset: str = "laptop") -> list[str]:
+    return [judge(claim, results, preset)["verdict"] for claim in module.CLAIMS]
+
+
+def refusal(module: ModuleType, *argv: str) -> str:
+    """What is said of a bad command line: one line."""
+    with pytest.raises(UserError) as error:
+        command = cli.parse(module, module.__name__, argv)
+        stages_of(module, command.config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def help_of(module: ModuleType, preset: str, capsys: Any) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(module, module.__name__, [preset, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+class Made(NamedTuple):
+    """An artefact made by hand, as `report` reads it."""
+
+    values: Mapping[str, Any] = {}
+    rows: Mapping[str, np.ndarray] = {}
+    history: Sequence[Mapping[str, Any]] = ()
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        return Artefact.series(self, name)  # pyright: ignore[reportArgumentType]
