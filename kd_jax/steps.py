@@ -212,7 +212,8 @@ def guard_non_finite(step: TrainStep) -> TrainStep:
         new, metrics = step(old, frozen, batch)
         watched = [v for n, v in metrics.items() if n.split("/")[-1] in ("loss", "grad_norm")]
         finite = jnp.all(jnp.isfinite(jnp.stack(watched)))
-        first_bad = jnp.where((first_bad < 0) & ~finite, state.step, first_bad)
+        # Once bad, the step is held too, so that a second bad one has the same number.
+        first_bad = jnp.where(finite, first_bad, state.step)
         held = jax.tree.map(lambda o, n: jnp.where(first_bad < 0, n, o), old, new)
         carry = {"inner": held.carry, "first_bad_step": first_bad}
         return held._replace(carry=carry), metrics | {"first_bad_step": first_bad}

@@ -112,6 +112,16 @@ def test_float32_masters_keep_what_bfloat16_loses():
     np.testing.assert_array_equal(run(optim.sgd(1.0)), params["w"])
 
 
+def test_float32_masters_of_an_optimiser_that_rounds():
+    """optax's own works in the gradient's dtype: it is given float32 ones."""
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    tx = optim.float32_masters(optax.sgd(0.3))
+    updates, state = tx.update({"w": jnp.full(3, 0.1, jnp.bfloat16)}, tx.init(params), params)
+    expected = 1 - np.float32(0.3) * np.float32(jnp.bfloat16(0.1))
+    np.testing.assert_allclose(state.masters["w"], expected, rtol=1e-7)
+    np.testing.assert_allclose(1 + updates["w"], expected, rtol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("schedule", "corners"),
     [

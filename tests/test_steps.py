@@ -193,10 +193,35 @@ def test_guard_keeps_the_last_good_state_and_names_the_first_bad_step():
     bad = batch | {"inputs": batch["inputs"].at[1, 0].set(jnp.inf)}
     held, metrics = step(good, {}, bad)
     assert int(metrics["first_bad_step"]) == 1
+    held, metrics = step(held, {}, bad)
+    assert int(metrics["first_bad_step"]) == 1
     after, metrics = step(held, {}, batch)
     assert int(metrics["first_bad_step"]) == 1
     for name in ("params", "opt_state", "step", "key"):
         assert_trees_close(getattr(after, name), getattr(good, name), rtol=0, atol=0)
+
+
+def test_the_guard_watches_the_loss_and_the_gradient():
+    """A constant may be infinite with a finite gradient, a square root zero with none."""
+
+    def loss(params, carry, frozen, batch, ctx):
+        w = params["model"]["w"]
+        value = w + batch["offset"].sum() + jnp.sqrt(w * batch["root"].sum())
+        return Output({"x": weighted_sum(value[None])})
+
+    inner = steps.make_train_step(Objective(lambda *_: ({}, {}), loss), optax.sgd(0.1))
+    step = steps.guard_non_finite(inner)
+    fine = {"offset": jnp.zeros(1), "root": jnp.ones(1)}
+    state = step.init(KEY, {"w": jnp.float32(1.0)}, {}, fine)
+    for batch, first_bad, names in (
+        (fine, -1, []),
+        (fine | {"offset": jnp.full(1, jnp.inf)}, 0, ["loss"]),
+        (fine | {"root": jnp.zeros(1)}, 0, ["grad_norm"]),
+    ):
+        _, metrics = step(state, {}, batch)
+        assert int(metrics["first_bad_step"]) == first_bad
+        bad = [n for n in ("loss", "grad_norm") if not np.isfinite(metrics[n])]
+        assert bad == names
 
 
 def test_parts_of_a_batch_that_are_missing_are_named():
@@ -274,7 +299,11 @@ def own_parameter(name, target):
         error = (
             0.5 * (params["aux"][name]["w"] - target) ** 2 + (params["model"]["bias"] ** 2).sum()
         )
-        return Output({"error": weighted_sum(error * batch["weights"] ** 0, batch["weights"])})
+        drawn = jax.random.uniform(ctx.key, batch["weights"].shape)
+        return Output(
+            {"error": weighted_sum(error * batch["weights"] ** 0, batch["weights"])},
+            {"drawn": weighted_sum(drawn)},
+        )
 
     def init(key, params, frozen, batch):
         return {name: {"w": jax.random.normal(key)}}, {}
@@ -298,6 +327,7 @@ def test_steps_of_a_sequence_have_their_own_optimisers_carries_and_aux():
     sign = np.sign(first["b"]["w"] + 1)
     np.testing.assert_allclose(new.params["aux"]["b"]["w"], first["b"]["w"] - 0.1 * sign, rtol=1e-4)
     assert set(new.carry[0]) == {"inner", "ema"}
+    assert metrics["0/drawn"] != metrics["1/drawn"]
     assert_trees_close(new.carry[0]["ema"]["kernel"], state.params["model"]["kernel"])
     assert not np.array_equal(new.params["model"]["kernel"], state.params["model"]["kernel"])
     total = metrics["0/loss"] + metrics["1/loss"] + metrics["2/loss"]

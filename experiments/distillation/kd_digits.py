@@ -31,7 +31,7 @@ from kd_jax.data.builders.fashion_mnist import FashionMnist
 from kd_jax.evaluation.intervals import mean_interval
 from kd_jax.launch import plots, run, weights
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
-from kd_jax.launch.config import Settings, not_identity
+from kd_jax.launch.config import Settings, check_positive, not_identity
 from kd_jax.launch.evaluation import evaluate
 from kd_jax.launch.stages import Evaluation, Stage, Training, mesh_of
 from kd_jax.models import mlp
@@ -76,8 +76,10 @@ class Config(Settings):
         super().__post_init__()
         if not 0 <= self.soft <= 1:
             raise ValueError(f"soft: got {self.soft}, takes 0 to 1")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: got {self.temperature}, takes a positive number")
+        check_positive(self, "temperature", "images", "rate", "teacher_steps", "student_steps")
+        check_positive(self, "batch_size", "teacher_widths", "student_widths")
+        if self.seeds < 2:
+            raise ValueError(f"seeds: got {self.seeds}, takes at least 2: intervals are over seeds")
 
     @property
     def data(self) -> tuple[str, ...]:

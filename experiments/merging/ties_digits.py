@@ -30,7 +30,7 @@ from kd_jax.data import sources
 from kd_jax.evaluation.intervals import mean_interval
 from kd_jax.launch import plots, run, weights
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
-from kd_jax.launch.config import Settings
+from kd_jax.launch.config import Settings, check_positive
 from kd_jax.launch.evaluation import evaluate
 from kd_jax.launch.mesh import make_mesh
 from kd_jax.launch.stages import Compute, Stage, Training, materialise
@@ -77,6 +77,13 @@ class Config(Settings):
         super().__post_init__()
         if not 2 <= self.tasks <= len(TASKS):
             raise ValueError(f"tasks: got {self.tasks}, takes 2 to {len(TASKS)}")
+        check_positive(self, "widths", "scale", "density", "rate", "steps", "batch_size")
+        if self.density > 1:
+            raise ValueError(f"density: got {self.density}, takes up to 1")
+        if self.pretraining_images < self.tasks:
+            raise ValueError(f"pretraining_images: got {self.pretraining_images}, takes one a task")
+        if self.seeds < 2:
+            raise ValueError(f"seeds: got {self.seeds}, takes at least 2: intervals are over seeds")
 
     @property
     def model(self):

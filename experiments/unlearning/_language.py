@@ -56,6 +56,10 @@ class Adapter:
     alpha: float = 16.0
     """The adapters' product is scaled by alpha / rank."""
 
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ValueError(f"adapter.rank: got {self.rank}, takes numbers from 0")
+
 
 class Language(NamedTuple):
     """An architecture with its initial weights; tokenizer() may read files."""

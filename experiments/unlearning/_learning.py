@@ -6,6 +6,7 @@ import math
 import optax
 
 from kd_jax import optim
+from kd_jax.launch.config import check_positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,9 @@ class Learning:
     """Decoupled weight decay."""
 
     def __post_init__(self):
-        if not (self.rate > 0 and self.epochs > 0 and self.batch_size > 0 and 0 <= self.warmup < 1):
-            raise ValueError(f"learning: got {self}, takes positive numbers and warmup below 1")
+        check_positive(self, "rate", "epochs", "batch_size")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: got {self.warmup}, takes 0 to less than 1")
 
     def steps(self, rows: int) -> int:
         return max(1, math.ceil(self.epochs * rows / self.batch_size))

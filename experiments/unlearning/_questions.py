@@ -85,7 +85,8 @@ def load(data: Data) -> Questions:
     kept = prepare.texts(splits["retain_perturbed"])
     full = prepare.texts(splits["full"])
     if n_retain > len(full) - n_forget:
-        raise ValueError(f"data.retain_authors: got {data.retain_authors}, takes up to 180 of TOFU")
+        most = (len(full) - n_forget) // QUESTIONS_PER_AUTHOR
+        raise ValueError(f"data.retain_authors: got {data.retain_authors}, takes up to {most}")
     return Questions(forget[-n_forget:], kept[:n_retain] + full[len(kept) : n_retain])
 
 

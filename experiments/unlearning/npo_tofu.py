@@ -32,7 +32,7 @@ from experiments.unlearning._learning import Learning
 from experiments.unlearning._methods import METHODS, REFERENCE
 from kd_jax.data import pairs, sources
 from kd_jax.launch import run
-from kd_jax.launch.config import Settings
+from kd_jax.launch.config import Settings, check_positive
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import Compute, Evaluation, Stage, Training, materialise, mesh_of
 from kd_jax.models import decoder
@@ -73,8 +73,13 @@ class Config(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.beta > 0:
-            raise ValueError(f"beta: got {self.beta}, takes a positive number")
+        check_positive(self, "beta", "microbatches", "evaluations", "evaluate_retain")
+        check_positive(self, "score_batch")
+        if self.wrong_answers < 0:
+            raise ValueError(f"wrong_answers: got {self.wrong_answers}, takes numbers from 0")
+        for rows in (self.finetune.batch_size, self.unlearn.batch_size):
+            if rows % self.microbatches:
+                raise ValueError(f"microbatches: got {self.microbatches}, takes divisors of {rows}")
 
     @property
     def wrong(self) -> int:
@@ -104,8 +109,9 @@ PRESETS = {
         unlearn=Learning(rate=5e-4, epochs=6, batch_size=8, warmup=0.2),
         wrong_answers=3,
     ),
-    # Llama-2-7B on full TOFU, forget10 (1 and 5 %: --data.forget-authors 2 or 10), the authors'
-    # AdamW 1e-5, decay .01, batch 32, 5 epochs of fine-tuning (UNVERIFIED) and 10 of unlearning.
+    # Llama-2-7B on full TOFU, forget10; forget01 and forget05 are --data.forget-authors 2 (10)
+    # --data.retain-authors 198 (190). The authors' AdamW 1e-5, decay .01, batch 32, 10 epochs of
+    # unlearning; 5 epochs of fine-tuning are UNVERIFIED.
     "paper": Config(
         mesh=MeshConfig(data=1, fsdp=-1),
         model="Llama-2-7b-chat-hf",

@@ -25,6 +25,14 @@ def not_identity(default: Any = dataclasses.MISSING, *, default_factory: Any = d
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def check_positive(config: Any, *names: str) -> None:
+    """ValueError for the first of these fields that is not above 0, or holds an entry that is not."""
+    for name in names:
+        value = getattr(config, name)
+        if not all(x > 0 for x in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name}: got {value}, takes positive numbers only")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a run is carried out; an experiment's Config extends it."""

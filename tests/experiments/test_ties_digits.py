@@ -7,7 +7,7 @@ import pytest
 from support.config_reads import unread_fields
 from support.experiment_checks import Made, changed, help_of, outline, refusal, verdicts
 
-from experiments.merging import ties_digits
+from experiments.merging import _tasks, ties_digits
 from kd_jax.launch import cli, run
 from kd_jax.launch.claims import Results
 
@@ -63,20 +63,20 @@ def test_bad_values_are_refused_by_name(flag, value):
 
 def test_tasks_change_images_and_splits_do_not_overlap():
     def images(split, task="turned"):
-        return ties_digits._changed(task, split)["inputs"]
+        return _tasks.changed(task, split)["inputs"]
 
     train, validation, test = (images(split) for split in ("train", "validation", "test"))
-    assert len(validation) == -(-(len(train) + len(validation)) // ties_digits.HELD_OUT)
+    assert len(validation) == -(-(len(train) + len(validation)) // _tasks.HELD_OUT)
     known = {image.tobytes() for image in train}
     assert sum(image.tobytes() in known for image in validation) < 0.05 * len(validation)
     assert sum(image.tobytes() in known for image in test) < 0.05 * len(test)
     plain = np.rot90(images("test"), -1, axes=(1, 2))
-    for task, change in ties_digits.TASKS.items():
+    for task, change in _tasks.TASKS.items():
         got = images("test", task)
         assert got.shape == plain.shape and got.dtype == np.uint8
         np.testing.assert_array_equal(got, change(plain))
         assert not np.array_equal(got, plain)
-    mixed = ties_digits._mixed(dataclasses.replace(SMOKE, tasks=2, pretraining_images=10))
+    mixed = _tasks.mixed(("turned", "mirrored"), 10)
     np.testing.assert_array_equal(mixed["inputs"][:5], train[:5])
     np.testing.assert_array_equal(mixed["inputs"][5:], images("train", "mirrored")[5:10])
 
@@ -128,7 +128,7 @@ def test_claims_on_results_made_by_hand(tmp_path, ties, others, verdict):
 def test_a_run_of_two_steps_reads_every_field_of_the_config(tmp_path, monkeypatch):
     monkeypatch.setattr(ties_digits, "SCALES", (0.5, 1.0))
     config = dataclasses.replace(SMOKE, seeds=2, tasks=2, widths=(6, 5), steps=2)
-    ties_digits._digits.cache_clear()
+    _tasks._digits.cache_clear()
     folder = tmp_path / "run"
 
     def go(config):

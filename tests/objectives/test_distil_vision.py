@@ -10,7 +10,7 @@ from support.linear import assert_trees_close, batch_of, linear_model
 from kd_jax.objectives.distil import distil, hint, labels, reverse_soft_labels, soft_labels
 from kd_jax.objectives.terms import label_accuracy
 from kd_jax.steps import make_train_step
-from kd_jax.types import Logits, Model, ModelOutput
+from kd_jax.types import Context, Logits, Model, ModelOutput
 
 MODEL = linear_model()
 KEY = jax.random.key(0)
@@ -56,6 +56,26 @@ def test_reverse_is_forward_with_the_roles_changed():
 
     forward = loss(soft_labels(temperature=2.0), a, b)
     np.testing.assert_allclose(loss(reverse_soft_labels(temperature=2.0), b, a), forward, rtol=1e-5)
+
+
+def test_dense_parts_have_no_gradient_to_the_teacher_and_hints_their_own_regressors():
+    parts = {
+        "kd": soft_labels(temperature=2.0),
+        "back": reverse_soft_labels(),
+        "hint": hint("inputs", "logits"),
+        "other": hint("inputs", "logits"),
+    }
+    objective, batch = distil(MODEL, MODEL, parts), batch_of(4)
+    model, frozen = MODEL.init(jax.random.key(1)), {"teacher": MODEL.init(jax.random.key(2))}
+    aux, carry = objective.init(KEY, model, frozen, batch)
+    assert not np.array_equal(aux["hint"]["kernel"], aux["other"]["kernel"])
+
+    def loss(frozen):
+        ctx = Context(KEY, jnp.int32(0))
+        return objective.loss({"model": model, "aux": aux}, carry, frozen, batch, ctx).loss
+
+    slopes = jax.grad(loss)(frozen)
+    assert_trees_close(slopes, jax.tree.map(jnp.zeros_like, frozen), rtol=0, atol=0)
 
 
 def test_hint_trains_its_regressor_with_the_student():
