@@ -21,6 +21,9 @@ from kd_jax.models.decoder import DecoderConfig
 from kd_jax.objectives.combinators import own_weights
 from kd_jax.types import Frozen, Model, Params, Policy
 
+TINY = DecoderConfig(
+    vocab=512, width=64, depth=2, heads=4, kv_heads=2, head_dim=16, mlp=128, tied=True
+)
 SMOLLM2_135M = DecoderConfig(
     vocab=49152,
     width=576,

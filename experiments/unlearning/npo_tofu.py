@@ -12,7 +12,7 @@ Claim: GA destroys what should be kept; NPO forgets more slowly and NPO+RT keeps
         --data.forget my.jsonl --data.retain keep.jsonl # your own model and data
 
 `laptop` needs the TOFU files (environment KD_JAX_DATA, or --data.folder) and the model
-(python -m kd_jax.formats.fetch smollm2). Each method is a stage: a killed run goes on where it was.
+(python -m kd_jax.formats.fetch smollm2).
 
 Measured at `laptop` (two CPU cores, 2026-11, 40 minutes): fine-tuned to 0.93 on the answers to
 forget; GA ends at 0.01 with 0.03 on those to keep (from 0.89), NPO+RT at 0.14 and 0.57, GradDiff at
@@ -22,7 +22,7 @@ forget; GA ends at 0.01 with 0.03 on those to keep (from 0.89), NPO+RT at 0.14 a
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
@@ -49,7 +49,7 @@ CLAIMS = _report.CLAIMS
 class Config(Settings):
     model: str | None = None
     """Folder or GGUF file of a pretrained model, or "smollm2"; none trains a small one."""
-    decoder: Annotated[decoder.DecoderConfig, tyro.conf.Fixed]
+    decoder: tyro.conf.Fixed[tyro.conf.Suppress[decoder.DecoderConfig]]
     """The model from scratch, or what a plan takes for a model that is not there."""
     data: _questions.Data = _questions.Data()
     adapter: _language.Adapter = _language.Adapter()
@@ -86,13 +86,9 @@ class Config(Settings):
         return min(self.wrong_answers, self.data.perturbed)
 
 
-TINY = decoder.DecoderConfig(
-    vocab=512, width=64, depth=2, heads=4, kv_heads=2, head_dim=16, mlp=128, tied=True
-)
-
 PRESETS = {
     "smoke": Config(
-        decoder=TINY,
+        decoder=_language.TINY,
         data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=20, batch_size=20),
         unlearn=Learning(rate=2e-3, epochs=16, batch_size=10),

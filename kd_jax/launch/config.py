@@ -26,7 +26,7 @@ def not_identity(default: Any = dataclasses.MISSING, *, default_factory: Any = d
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """ValueError for the first of these fields that is not above 0, or holds an entry that is not."""
+    """ValueError for the first of these fields that is not above 0, or holds such an entry."""
     for name in names:
         value = getattr(config, name)
         if not all(x > 0 for x in (value if isinstance(value, tuple) else (value,))):
