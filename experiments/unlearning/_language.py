@@ -85,7 +85,8 @@ def open_language(
     """
     if path is None:
         tokenizer = _words(data)
-        config = dataclasses.replace(like, vocab=tokenizer.vocab_size)
+        # Rounded up, so that the vocabulary divides over the axes of a mesh.
+        config = dataclasses.replace(like, vocab=-(-tokenizer.vocab_size // 64) * 64)
         model = decoder.decoder(config)
         key = jax.random.key(seed)
         return Language(config, model, lambda: tokenizer, weights_lib.from_init(model.init, key))

@@ -116,7 +116,7 @@ def texts(questions: Questions) -> list[str]:
     for record in (*questions.forget, *questions.retain):
         answers = [record["answer"], record.get("paraphrased_answer", "")]
         for answer in (*answers, *record.get("perturbed_answer", ())):
-            found.append("".join(templates.question_answer(record["question"], answer)))
+            found += templates.question_answer(record["question"], answer)
     return found
 
 

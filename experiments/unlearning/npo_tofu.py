@@ -32,7 +32,7 @@ from experiments.unlearning._learning import Learning
 from experiments.unlearning._methods import METHODS, REFERENCE
 from kd_jax.data import pairs, sources
 from kd_jax.launch import run
-from kd_jax.launch.config import Settings, check_positive
+from kd_jax.launch.config import Settings, check_positive, digest
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import Compute, Evaluation, Stage, Training, materialise, mesh_of
 from kd_jax.models import decoder
@@ -125,9 +125,12 @@ PRESETS = {
 def stages(config: Config) -> tuple[Stage, ...]:
     language = _language.open_language(config.model, config.decoder, config.data, config.seed)
     parts = functools.partial(_parts, config, language)
-    before = {"model": config.model, "data": config.data, "adapter": config.adapter}
+    data = dataclasses.replace(config.data, folder=None)  # where the files lie changes nothing
+    before = {"model": config.model, "data": data, "adapter": config.adapter}
     before |= {"learning": config.finetune, "decoder": config.decoder, "seed": config.seed}
     before |= {"evaluations": config.evaluations, "keep": config.evaluate_retain}
+    if data.forget:  # a path does not say what is in the file
+        before["records"] = digest(_questions.load(config.data), 16)
     forgetting = before | {"unlearn": config.unlearn, "beta": config.beta}
     scoring = {"wrong": config.wrong, "keep": config.evaluate_retain}
 
