@@ -46,8 +46,9 @@ def _where_model(mask: PyTree, tree: Params, otherwise: float) -> Params:
     def choose(x, m):
         return None if x is None else jnp.where(m, x, jnp.asarray(otherwise, x.dtype))
 
-    is_hole = lambda x: x is None  # noqa: E731 - a name for the leaf test reads better than a lambda
-    return {**tree, "model": jax.tree.map(choose, tree["model"], mask, is_leaf=is_hole)}
+    # None stands where a parameter is not trained; the mask has a leaf there.
+    model = jax.tree.map(choose, tree["model"], mask, is_leaf=lambda x: x is None)
+    return {**tree, "model": model}
 
 
 def project_conflicts(gradients: Sequence[PyTree], key: jax.Array) -> PyTree:

@@ -157,7 +157,10 @@ def stages(config: Config) -> tuple[Stage, ...]:
 def _teacher(config: Config, data: str) -> Training:
     model = _model(data, config.teacher_widths)
     objective = supervise(model, {"ce": label_cross_entropy})
-    train = lambda: _images(data, config.folder)["train"]  # noqa: E731 - read when first asked
+
+    def train() -> dict[str, np.ndarray]:
+        return _images(data, config.folder)["train"]
+
     return _training(config, data, model, objective, train, config.teacher_steps, seed=1000)
 
 

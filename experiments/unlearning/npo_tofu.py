@@ -21,7 +21,7 @@ forget; GA ends at 0.01 with 0.03 on those to keep (from 0.89), NPO+RT at 0.14 a
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ PRESETS = {
         decoder=_language.LLAMA2_7B,
         data=_questions.Data(tofu=True, forget_authors=20, retain_authors=180, length=256),
         finetune=Learning(rate=1e-5, epochs=5, batch_size=32, warmup=0.2),
-        unlearn=Learning(rate=1e-5, epochs=10, batch_size=32, warmup=0.1),
+        unlearn=Learning(rate=1e-5, epochs=10, batch_size=32),
         evaluations=10,
         evaluate_retain=400,
         score_batch=32,
@@ -124,7 +124,6 @@ PRESETS = {
 
 def stages(config: Config) -> tuple[Stage, ...]:
     language = _language.open_language(config.model, config.decoder, config.data, config.seed)
-    parts = functools.partial(_parts, config, language)
     data = dataclasses.replace(config.data, folder=None)  # where the files lie changes nothing
     before = {"model": config.model, "data": data, "adapter": config.adapter}
     before |= {"learning": config.finetune, "decoder": config.decoder, "seed": config.seed}
@@ -140,7 +139,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
         )
 
     return (
-        Stage("finetune", lambda _: parts(retained_only=False), (), before),
+        Stage("finetune", lambda _: _parts(config, language, retained_only=False), (), before),
         score_of("finetune"),
         *(
             stage
@@ -155,7 +154,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
                 score_of(method),
             )
         ),
-        Stage("retrain", lambda _: parts(retained_only=True), (), before),
+        Stage("retrain", lambda _: _parts(config, language, retained_only=True), (), before),
         score_of("retrain"),
     )
 
@@ -196,16 +195,8 @@ def _parts(config: Config, language: _language.Language, *, retained_only: bool)
     forget, retain = _questions.sizes(data)
     count = retain + (0 if retained_only else forget)
     objective = supervise(language.model, {"nll": next_token_nll}, policy=tune.policy)
-    return _training(
-        config,
-        language,
-        tune,
-        objective,
-        learning,
-        count,
-        lambda step, rows: source()(step, rows),
-        _scores.shapes(learning.batch_size, data.length),
-    )
+    batch = _scores.shapes(learning.batch_size, data.length)
+    return _training(config, language, tune, objective, learning, count, source, batch)
 
 
 def _forgetting(config: Config, language: _language.Language, method: str, found) -> Training:
@@ -225,16 +216,9 @@ def _forgetting(config: Config, language: _language.Language, method: str, found
         "forget": _scores.shapes(learning.batch_size, data.length, (REFERENCE,)),
         "retain": _scores.shapes(learning.batch_size, data.length),
     }
-    return _training(
-        config,
-        language,
-        tune,
-        METHODS[method](language.model, tune.policy, config.beta),
-        learning,
-        _questions.sizes(data)[0],
-        lambda step, rows: source()(step, rows),
-        batch,
-    )
+    objective = METHODS[method](language.model, tune.policy, config.beta)
+    count = _questions.sizes(data)[0]
+    return _training(config, language, tune, objective, learning, count, source, batch)
 
 
 def _training(
@@ -244,7 +228,7 @@ def _training(
     objective: Objective,
     learning: Learning,
     count: int,
-    batches: Any,
+    source: Callable[[], sources.Source],
     batch: Any,
 ) -> Training:
     steps = learning.steps(count)
@@ -254,7 +238,7 @@ def _training(
         ),
         weights=tune.weights,
         frozen=tune.frozen,
-        batches=batches,
+        batches=lambda step, rows: source()(step, rows),
         batch=batch,
         batch_size=learning.batch_size,
         steps=steps,

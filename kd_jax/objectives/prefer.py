@@ -15,7 +15,10 @@ def stack_pairs(batch: Batch) -> Batch:
 
     Stacked on a new axis 1 and reshaped, so that a batch sharded over pairs stays where it is.
     """
-    join = lambda c, r: jnp.stack([c, r], 1).reshape(-1, *c.shape[1:])  # noqa: E731
+
+    def join(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+        return jnp.stack([chosen, rejected], 1).reshape(-1, *chosen.shape[1:])
+
     return jax.tree.map(join, dict(batch["chosen"]), dict(batch["rejected"]))
 
 

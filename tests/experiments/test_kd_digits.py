@@ -5,7 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 from support.config_reads import unread_fields
-from support.experiment_checks import Made, changed, help_of, outline, refusal, verdicts
+from support.experiment_checks import (
+    Made,
+    changed,
+    compiled_quickly,
+    help_of,
+    outline,
+    refusal,
+    verdicts,
+)
 
 from experiments.distillation import kd_digits
 from kd_jax.launch import cli, run
@@ -130,7 +138,8 @@ def test_a_run_of_two_steps_reads_every_field_of_the_config(tmp_path):
     kd_digits._images.cache_clear()
 
     def go(config):
-        results = run.execute(kd_digits, NAME, "smoke", config, tmp_path / "run")
+        with compiled_quickly():
+            results = run.execute(kd_digits, NAME, "smoke", config, tmp_path / "run")
         assert [claim["verdict"] for claim in results["claims"]] == ["not tested"] * 2
         assert len(results["values"]["accuracy"]["digits"]["taught"]) == 2
 

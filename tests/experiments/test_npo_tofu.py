@@ -8,7 +8,15 @@ import jax
 import numpy as np
 import pytest
 from support.config_reads import unread_fields
-from support.experiment_checks import Made, changed, help_of, outline, refusal, verdicts
+from support.experiment_checks import (
+    Made,
+    changed,
+    compiled_quickly,
+    help_of,
+    outline,
+    refusal,
+    verdicts,
+)
 
 from experiments.unlearning import _language, _questions, _report, _scores, npo_tofu
 from experiments.unlearning._scores import Sequences
@@ -131,10 +139,8 @@ def test_rows_weigh_the_answer_and_its_end_and_nothing_else():
         start = int(np.argmax(weighed))
         assert tokenizer.decode(row[: start + 1]) == f"Question: {record['question']}\nAnswer:"
         np.testing.assert_array_equal(row[start + 1 :][: len(target) - 1], target[:-1])
-    other = _questions.rows(tokenizer, records, ["Ada.", "In it."], 24)
-    assert (
-        other["weights"].sum() == 4 + 4
-    )  # of " Ada." with its space, or of " In it.", and the end
+    other = _questions.rows(tokenizer, records, ["Ada.", "In it, in it."], 24)
+    assert other["weights"].sum(1).tolist() == [4, 8]  # the space before, words, signs, the end
 
 
 def test_probabilities_and_truth_ratios_by_hand():
@@ -300,7 +306,8 @@ def test_ones_own_data_from_end_to_end(tmp_path):
     _language._words.cache_clear()
 
     def go(config):
-        results = run.execute(npo_tofu, NAME, "smoke", config, folder)
+        with compiled_quickly():
+            results = run.execute(npo_tofu, NAME, "smoke", config, folder)
         assert results["values"]["forget_quality"] == {}  # there are no wrong answers
         assert len(results["claims"]) == len(npo_tofu.CLAIMS)
         assert set(results["plots"]) == {"forget_probability", "retain_probability", "trade_off"}

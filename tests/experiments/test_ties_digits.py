@@ -5,7 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 from support.config_reads import unread_fields
-from support.experiment_checks import Made, changed, help_of, outline, refusal, verdicts
+from support.experiment_checks import (
+    Made,
+    changed,
+    compiled_quickly,
+    help_of,
+    outline,
+    refusal,
+    verdicts,
+)
 
 from experiments.merging import _tasks, ties_digits
 from kd_jax.launch import cli, run
@@ -16,13 +24,12 @@ NAME = ties_digits.__name__
 
 
 def test_stages_of_the_presets():
-    assert outline(ties_digits, dataclasses.replace(SMOKE, seeds=1, tasks=3)) == {
-        "pretrained_0": (),
-        "turned_0": ("pretrained_0",),
-        "mirrored_0": ("pretrained_0",),
-        "upside_down_0": ("pretrained_0",),
-        "merged_0": ("pretrained_0", "turned_0", "mirrored_0", "upside_down_0"),
-    }
+    expected = {}
+    for seed in ("0", "1"):
+        tasks = (f"turned_{seed}", f"mirrored_{seed}", f"upside_down_{seed}")
+        expected |= {f"pretrained_{seed}": (), **dict.fromkeys(tasks, (f"pretrained_{seed}",))}
+        expected[f"merged_{seed}"] = (f"pretrained_{seed}", *tasks)
+    assert outline(ties_digits, dataclasses.replace(SMOKE, seeds=2, tasks=3)) == expected
     laptop = ties_digits.PRESETS["laptop"]
     assert len(outline(ties_digits, laptop)) == laptop.seeds * (laptop.tasks + 2)
 
@@ -132,7 +139,8 @@ def test_a_run_of_two_steps_reads_every_field_of_the_config(tmp_path, monkeypatc
     folder = tmp_path / "run"
 
     def go(config):
-        results = run.execute(ties_digits, NAME, "smoke", config, folder)
+        with compiled_quickly():
+            results = run.execute(ties_digits, NAME, "smoke", config, folder)
         assert [claim["verdict"] for claim in results["claims"]] == ["not tested"] * 3
         assert set(results["values"]["normalised"]) == {"pretrained", *ties_digits.MERGES}
 

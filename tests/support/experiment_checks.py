@@ -1,9 +1,11 @@
 """What the tests of all experiments ask: hashes, verdicts, refusals, artefacts made by hand."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
@@ -46,6 +48,18 @@ def help_of(module: ModuleType, preset: str, capsys: Any) -> str:
         cli.parse(module, module.__name__, [preset, "--help"])
     assert stop.value.code == 0
     return capsys.readouterr().out
+
+
+@contextlib.contextmanager
+def compiled_quickly() -> Iterator[None]:
+    """Without XLA's optimisations: for runs of a few steps, which spend their time compiling."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 class Made(NamedTuple):
