@@ -35,7 +35,7 @@ def render(results: str | Path) -> str:
     for module, runs in sorted(by_module.items()):
         parts.append(f"## {module.removeprefix('experiments.')}\n\n{runs[0][1]['title']}\n")
         rows = ["| claim | paper | ours | preset | verdict |", "| --- | --- | --- | --- | --- |"]
-        notes, made = [], []
+        notes, made, pictures = [], [], []
         for place, data in runs:
             for claim in data["claims"]:
                 rows.append(_row(claim, data["preset"]))
@@ -45,10 +45,13 @@ def render(results: str | Path) -> str:
                         f"Tried: {claim['tried']}"
                     )
             made.append(_made(place, data))
+            pictures += _pictures(place, data)
         parts.append("\n".join(rows) + "\n")
         if notes:
             parts.append("\n".join(notes) + "\n")
         parts.append("\n".join(made) + "\n")
+        if pictures:
+            parts.append("\n".join(pictures) + "\n")
     return "\n".join(parts)
 
 
@@ -74,6 +77,12 @@ def _made(place: Path, data: dict[str, Any]) -> str:
         f"- [{data['preset']}]({place.as_posix()}): {environment['date'][:10]}, {commit}, "
         f"{devices['count']} x {devices['kind']}, {minutes:.1f} minutes"
     )
+
+
+def _pictures(place: Path, data: dict[str, Any]) -> list[str]:
+    """The run's plots; one that was too large to be published is left out."""
+    found = {name: place / plot for name, plot in data["plots"].items()}
+    return [f"![{name}]({file.as_posix()})" for name, file in found.items() if file.exists()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,8 +7,6 @@ combinators place them:
          "retain": on("retain", supervise(model, {"nll": next_token_nll}))})        # NPO+RT
 """
 
-import jax
-
 from kd_jax.losses.streaming import token_forward_kl, token_log_probs
 from kd_jax.losses.unlearning import gradient_ascent as ascent_loss
 from kd_jax.losses.unlearning import npo, npo_weight
@@ -55,8 +53,8 @@ def kl_retain(
 
     def loss(params, carry, frozen, batch, ctx: Context) -> Output:
         current = model.apply(policy(params, frozen), batch, key=ctx.key, train=ctx.train)
-        target = jax.lax.stop_gradient(model.apply(reference(params, frozen), batch))
-        kl = token_forward_kl(current.head, target.head)
+        target = model.apply(reference(params, frozen), batch)
+        kl = token_forward_kl(current.head, target.head)  # stops the target
         return Output({"kl": weighted_sum(kl, batch["weights"])})
 
     return Objective(_no_state, loss)

@@ -300,7 +300,8 @@ def own_data(folder):
     return dataclasses.replace(cli.parse(npo_tofu, NAME, argv).config, decoder=model)
 
 
-def test_ones_own_data_from_end_to_end(tmp_path):
+def test_ones_own_data_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.delitem(npo_tofu.METHODS, "graddiff")  # of the others: to save time
     config, folder = own_data(tmp_path), tmp_path / "run"
     _questions.load.cache_clear()
     _language._words.cache_clear()

@@ -137,5 +137,17 @@ def test_reproductions_shows_every_claim_and_failures_with_what_was_tried(tmp_pa
     )
 
 
+def test_reproductions_shows_the_plots_that_were_published(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "run")
+    plots = {"kept": "plots/small.png", "too large": "plots/large.png"}
+    results = json.loads((run / "results.json").read_text()) | {"plots": plots}
+    (run / "results.json").write_text(json.dumps(results))
+    publish.publish(run, "experiments/results")
+    text = report.render("experiments/results")
+    folder = "experiments/results/distillation/kd/laptop"
+    assert text.endswith(f"\n\n![kept]({folder}/plots/small.png)\n")
+
+
 def test_without_results_it_says_so(tmp_path):
     assert "Nothing is published yet." in report.render(tmp_path)
