@@ -41,7 +41,7 @@ def gradient_of(rule, objective, w, key=0, microbatches=1):
     )
     batch = {"weights": jnp.ones(2)}
     state = step.init(jax.random.key(key), {"w": jnp.array(w)}, {}, batch)
-    new, metrics = step(state, {}, batch)
+    new, metrics = jax.jit(step)(state, {}, batch)
     return np.asarray(state.params["model"]["w"] - new.params["model"]["w"]), metrics
 
 

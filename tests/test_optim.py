@@ -32,9 +32,14 @@ def test_every_optimiser_descends(make):
     params, loss = PARAMS, lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))
     state = tx.init(params)
     first = loss(params)
-    for _ in range(30):
+
+    @jax.jit
+    def move(params, state):
         updates, state = tx.update(jax.grad(loss)(params), state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(30):
+        params, state = move(params, state)
     assert float(loss(params)) < 0.7 * float(first)
 
 

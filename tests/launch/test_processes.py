@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,28 +29,38 @@ def free_port():
 
 
 def launch(folder, options):
+    """Two processes, each with the file that it writes to."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "KD_JAX_"))}
     keep |= {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "JAX_NUM_PROCESSES": "2"}
     keep |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
+    command = [sys.executable, str(TESTS / "support" / "tiny_run.py"), str(folder)]
+    # Files and not pipes: one process that waits to write would hold up the other.
+    files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - closed by `finish`
     return [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "support" / "tiny_run.py"), str(folder), *options.split()],
-            env=keep | {"JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        (
+            subprocess.Popen(
+                [*command, *options.split()],
+                env=keep | {"JAX_PROCESS_ID": str(i)},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            ),
+            file,
         )
-        for i in range(2)
+        for i, file in enumerate(files)
     ]
 
 
-def finish(processes, timeout=240):
+def finish(launched, timeout=240):
+    said = []
     try:
-        said = [p.communicate(timeout=timeout)[0] for p in processes]
+        codes = [process.wait(timeout=timeout) for process, _ in launched]
     finally:
-        for p in processes:
-            p.kill()
-    return [p.returncode for p in processes], "\n\n".join(text[-3000:] for text in said)
+        for process, file in launched:
+            process.kill()
+            file.seek(0)
+            said.append(file.read())
+            file.close()
+    return codes, "\n\n".join(said)
 
 
 @pytest.mark.multiprocess
@@ -63,20 +74,20 @@ def test_two_processes_preempted_and_resumed_give_the_numbers_of_one(tmp_path):
     deadline = time.monotonic() + 240
     while (
         not (lines.exists() and '"step": 4' in lines.read_text())
-        and all(p.poll() is None for p in first)
+        and all(process.poll() is None for process, _ in first)
         and time.monotonic() < deadline
     ):
         time.sleep(0.01)
-    first[1].send_signal(signal.SIGTERM)
+    first[1][0].send_signal(signal.SIGTERM)
     codes, said = finish(first)
-    assert codes == [75, 75], said
+    assert codes == [75, 75], said[-6000:]
 
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert len(steps) == 2 and 4 <= steps[-1] < 12
     for data in (tmp_path / "checkpoints" / str(steps[-1]) / "state").rglob("d/*"):
         data.unlink()
     codes, said = finish(launch(tmp_path, OPTIONS))
-    assert codes == [0, 0], said
+    assert codes == [0, 0], said[-6000:]
     assert f"step {steps[-1]} is corrupt and is skipped" in said
     starts = [int(line) for line in (tmp_path / "starts.txt").read_text().split()]
     assert starts == [-1, steps[-1]]

@@ -44,7 +44,7 @@ def test_running_statistics_move_once_a_step_by_the_mean_over_microbatches(micro
     step = make_train_step(SUPERVISE, optax.sgd(0.1), microbatches=microbatches)
     state = step.init(KEY, PARAMS, {}, batch)
     assert_trees_close(state.carry, MODEL.state())
-    state, _ = step(state, {}, batch)
+    state, _ = jax.jit(step)(state, {}, batch)
     assert_trees_close(
         state.carry, {"mean": 0.9 + 0.1 * batch["inputs"].mean(0), "steps": jnp.int32(1)}
     )
@@ -68,7 +68,7 @@ def test_a_teacher_runs_on_its_frozen_statistics_and_a_student_on_its_own():
     parts = {"ce": labels(0.5), "kd": soft_labels(0.5, temperature=2.0)}
     step = make_train_step(distil(MODEL, MODEL, parts), optax.sgd(0.1))
     state = step.init(KEY, PARAMS, frozen, batch)
-    state, metrics = step(state, frozen, batch)
+    state, metrics = jax.jit(step)(state, frozen, batch)
 
     def log_probs(weights, mean):
         z = LINEAR.apply(weights, {"inputs": batch["inputs"] - mean[None]}).head.logits()

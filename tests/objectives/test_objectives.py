@@ -217,7 +217,7 @@ def test_npo_tends_to_gradient_ascent_as_beta_falls():
 
     def moved(objective):
         step = make_train_step(objective, optax.sgd(1e-2))
-        new, _ = step(step.init(KEY, PARAMS, FROZEN, batch), FROZEN, batch)
+        new, _ = jax.jit(step)(step.init(KEY, PARAMS, FROZEN, batch), FROZEN, batch)
         return jax.tree.map(jnp.subtract, new.params["model"], PARAMS)
 
     # Ascent is a mean over tokens; NPO is a mean over sequences of sums.
