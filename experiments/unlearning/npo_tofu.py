@@ -90,11 +90,11 @@ PRESETS = {
     "smoke": Config(
         decoder=_language.TINY,
         data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
-        finetune=Learning(rate=1e-2, epochs=16, batch_size=16),
-        unlearn=Learning(rate=2e-3, epochs=16, batch_size=8),
+        finetune=Learning(rate=1e-2, epochs=20, batch_size=20),
+        unlearn=Learning(rate=2e-3, epochs=16, batch_size=10),
         evaluations=3,
         wrong_answers=2,
-        score_batch=16,
+        score_batch=20,
     ),
     "laptop": Config(
         model="smollm2",
