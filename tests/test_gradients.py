@@ -138,7 +138,7 @@ def test_masked_coordinates_stay_bitwise_equal_under_decay_and_momentum():
     for _ in range(3):
         state, _ = step(state, {"mask": mask}, batch)
     new = state.params["model"]
-    bits = lambda x: np.asarray(x).view(np.uint32)  # noqa: E731
+    bits = lambda x: np.asarray(x).view(np.uint32)  # noqa: E731 - one expression
     assert np.array_equal(bits(new["kernel"][1:]), bits(first["kernel"][1:]))
     assert np.array_equal(bits(new["bias"]), bits(first["bias"]))
     assert np.all(np.asarray(new["kernel"][0]) != np.asarray(first["kernel"][0]))

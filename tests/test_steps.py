@@ -230,7 +230,7 @@ def test_parts_of_a_batch_that_are_missing_are_named():
 
 
 def test_names_that_a_step_reports_itself_are_refused():
-    ones = lambda batch: weighted_sum(batch["weights"])  # noqa: E731
+    ones = lambda batch: weighted_sum(batch["weights"])  # noqa: E731 - one expression
     for terms, metrics, name in (
         (("loss", "x"), (), "loss"),
         (("x",), ("grad_norm",), "grad_norm"),

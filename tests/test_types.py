@@ -19,7 +19,7 @@ def test_term_is_a_weighted_mean_and_zero_without_weight():
 
 
 def test_an_empty_term_keeps_a_non_finite_total_out_of_value_and_gradient():
-    term = lambda x: Term(x + jnp.inf, jnp.float32(0.0))  # noqa: E731
+    term = lambda x: Term(x + jnp.inf, jnp.float32(0.0))  # noqa: E731 - one expression
     value, slope = jax.value_and_grad(lambda x: term(x).value)(jnp.float32(1.0))
     assert (float(value), float(slope)) == (0.0, 0.0)
 

@@ -7,6 +7,7 @@ Opening reads headers only, and every tensor is accounted for there and then. `m
 shard of each parameter straight from the file into its device.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -104,14 +105,17 @@ def open_pretrained(path: str | Path, **options: Any) -> Pretrained:
         given = huggingface.read_json(path / "config.json")
         config = config_from_hf(given, **options)
         tensors, names, interleaved = huggingface.open_folder(path), _HF, False
-        length, own = given.get("max_position_embeddings"), lambda: tokenizer.from_folder(path)
+        length, own = (
+            given.get("max_position_embeddings"),
+            functools.partial(tokenizer.from_folder, path),
+        )
     elif path.is_file():
         metadata, tensors = gguf.open_gguf(path)
         config = config_from_gguf(metadata, tensors, **options)
         kind = metadata["general.architecture"]
         names, interleaved = _GGUF, kind == "llama"
         length = metadata.get(f"{kind}.context_length")
-        own = lambda: tokenizer.from_gguf(metadata)  # noqa: E731
+        own = functools.partial(tokenizer.from_gguf, metadata)
     else:
         raise ValueError(f"{path}: there is no such file or folder")
     if config.depth > len(tensors):

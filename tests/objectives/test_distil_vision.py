@@ -18,7 +18,7 @@ KEY = jax.random.key(0)
 
 def fixed_logits(z):
     """A model whose logits are its parameters."""
-    apply = lambda params, inputs, **_: ModelOutput(Logits(params["z"]))  # noqa: E731
+    apply = lambda params, inputs, **_: ModelOutput(Logits(params["z"]))  # noqa: E731 - one expression
     return Model(lambda key: {"z": jnp.array(z)}, apply)
 
 
