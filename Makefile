@@ -6,7 +6,7 @@ TOPOLOGIES ?= v5e:4x4 v5p:2x2x1
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-SHELL_SCRIPTS := .ci/run $(wildcard tpu_scripts/*.sh)
+SHELL_SCRIPTS := .ci/run $(wildcard tpu_scripts/*.sh tpu_scripts/*/*.sh tpu_scripts/slurm/*.sbatch)
 
 # Compiled programs are kept between runs: tests and examples are made of many small ones.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax

@@ -14,7 +14,6 @@ from typing import Any
 
 from kd_jax.launch import cli, environment, run, runtime, tables
 from kd_jax.launch.claims import Table
-from kd_jax.launch.errors import NonFinite, Preempted, UserError
 
 DISTIL = "experiments.distillation.kd_digits"
 UNLEARN = "experiments.unlearning.npo_tofu"
@@ -24,13 +23,7 @@ MERGE = "experiments.merging.ties_digits"
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes as those of the experiments."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        with run.one_line_for_files():
-            _main(argv)
-    except (UserError, NonFinite, Preempted) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run.exit_code(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> None:
@@ -50,6 +43,8 @@ def _main(argv: Sequence[str]) -> None:
             folder / name.rsplit(".", 1)[1],
             command=environment.command_line("experiments.quickstart", argv),
         )
+    if not runtime.is_main():
+        return
     tables.show(Table("What happened, in small", _rows(found)))
     for name, data in found.items():
         for plot in data["plots"].values():

@@ -29,11 +29,11 @@ from kd_jax.data import arrays, images, prepare, sources
 from kd_jax.data.builders.digits import Digits
 from kd_jax.data.builders.fashion_mnist import FashionMnist
 from kd_jax.evaluation.intervals import mean_interval
-from kd_jax.launch import plots, run, weights
+from kd_jax.launch import evaluation, plots, run, weights
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
 from kd_jax.launch.config import Settings, check_positive, not_identity
 from kd_jax.launch.evaluation import evaluate
-from kd_jax.launch.stages import Evaluation, Stage, Training, mesh_of
+from kd_jax.launch.stages import Evaluation, Program, Stage, Training, mesh_of
 from kd_jax.models import mlp
 from kd_jax.objectives.distil import distil, labels, soft_labels
 from kd_jax.objectives.supervise import supervise
@@ -43,6 +43,7 @@ from kd_jax.types import Model, Objective
 
 BUILDERS = {"digits": Digits, "fashion_mnist": FashionMnist}
 ARMS = ("alone", "taught")
+TEST_BATCH = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,8 @@ def _model(data: str, widths: tuple[int, ...]) -> Model:
     return mlp.mlp(mlp.MLPConfig(inputs=side * side, widths=widths, classes=10))
 
 
-def _batch(config: Config, data: str) -> dict[str, jax.ShapeDtypeStruct]:
-    side, rows = 8 if data == "digits" else 28, config.batch_size
+def _batch(data: str, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    side = 8 if data == "digits" else 28
     of = jax.ShapeDtypeStruct
     return {
         "inputs": of((rows, side, side, 1), np.uint8),
@@ -202,7 +203,7 @@ def _training(
         step=make_train_step(objective, optim.adamw(schedule, weight_decay=1e-4)),
         weights=weights.from_init(model.init, jax.random.key(seed)),
         batches=lambda step, rows: source()(step, rows),
-        batch=_batch(config, data),
+        batch=_batch(data, config.batch_size),
         batch_size=config.batch_size,
         steps=steps,
         rules=mlp.RULES,
@@ -215,19 +216,19 @@ def _test(config: Config, data: str, model: Model, *, every: int) -> Evaluation:
     measured = supervise(model, {"ce": label_cross_entropy}, metrics={"accuracy": label_accuracy})
     step = make_eval_step(measured)
 
+    def alone(params) -> Any:
+        return {"model": params["model"], "aux": {}}
+
     def measure(params, carry, frozen) -> Mapping[str, float]:
-        values, _ = evaluate(
-            step,
-            {"model": params["model"], "aux": {}},
-            {},
-            {},
-            _images(data, config.folder)["test"],
-            batch_size=512,
-            mesh=mesh_of(params),
-        )
+        test, mesh = _images(data, config.folder)["test"], mesh_of(params)
+        values, _ = evaluate(step, alone(params), {}, {}, test, batch_size=TEST_BATCH, mesh=mesh)
         return {"accuracy": 100 * values["accuracy"], "ce": values["ce"]}
 
-    return Evaluation("test", every, measure)
+    def plan(params, carry, frozen) -> Mapping[str, Program]:
+        batch, mesh = _batch(data, TEST_BATCH), mesh_of(params)
+        return {"test": evaluation.program(step, alone(params), {}, {}, batch, mesh=mesh)}
+
+    return Evaluation("test", every, measure, plan)
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Any) -> Results:

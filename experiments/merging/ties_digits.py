@@ -24,19 +24,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.merging._tasks import TASKS, changed, mixed
+from experiments.merging._merges import merges
+from experiments.merging._tasks import TASKS, changed, mixed, shapes
 from kd_jax import optim
 from kd_jax.data import sources
 from kd_jax.evaluation.intervals import mean_interval
-from kd_jax.launch import plots, run, weights
+from kd_jax.launch import evaluation, plots, run, weights
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
 from kd_jax.launch.config import Settings, check_positive
 from kd_jax.launch.evaluation import evaluate
 from kd_jax.launch.mesh import make_mesh
-from kd_jax.launch.stages import Compute, Stage, Training, materialise
-from kd_jax.merging.arithmetic import add_task_vectors, task_arithmetic, task_vector
-from kd_jax.merging.average import average
-from kd_jax.merging.ties import ties
+from kd_jax.launch.stages import Compute, Program, Stage, Training, materialise, shapes_on
+from kd_jax.merging.arithmetic import add_task_vectors
 from kd_jax.models import mlp
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import label_accuracy, label_cross_entropy
@@ -49,6 +48,7 @@ MERGES = (
     "task arithmetic, validated",
     "TIES, validated",
 )
+EVALUATED = 360  # images in a batch
 SCALES = tuple(i / 10 for i in range(1, 21))  # tried where a scale is chosen on validation images
 
 
@@ -182,18 +182,12 @@ def _training(
             train(), seed=seed, name="images", batch_size=config.batch_size
         )
 
-    of, rows = jax.ShapeDtypeStruct, config.batch_size
     return Training(
         step=make_train_step(objective, optim.sgd(schedule, momentum=0.9), trains=trains),
         weights=start,
         batches=lambda step, rows: source()(step, rows),
-        batch={
-            "inputs": of((rows, 8, 8, 1), np.uint8),
-            "targets": of((rows,), np.int32),
-            "weights": of((rows,), np.float32),
-            "index": of((rows,), np.int32),
-        },
-        batch_size=rows,
+        batch=shapes(config.batch_size),
+        batch_size=config.batch_size,
         steps=config.steps,
         rules=mlp.RULES,
         seed=seed,
@@ -210,7 +204,7 @@ def _merging(config: Config, base: str, names: Mapping[str, str], artefacts: Any
             state, found = {"model": params, "aux": {}}, {}
             for task in names:
                 examples = changed(task, split)
-                values, _ = evaluate(step, state, {}, {}, examples, batch_size=360, mesh=mesh)
+                values, _ = evaluate(step, state, {}, {}, examples, batch_size=EVALUATED, mesh=mesh)
                 found[task] = 100 * values["accuracy"]
             return found
 
@@ -227,15 +221,8 @@ def _merging(config: Config, base: str, names: Mapping[str, str], artefacts: Any
         }
         thetas = list(specialists.values())
         own = {task: accuracies(theta, "test")[task] for task, theta in specialists.items()}
-        tied = ties(theta0, thetas, density=config.density, scale=1.0)
-        total = task_arithmetic(theta0, thetas, scale=1.0)
-        merged = (
-            average(thetas),
-            task_arithmetic(theta0, thetas, scale=config.scale),
-            tied,
-            best(task_vector(theta0, total)),
-            best(task_vector(theta0, tied)),
-        )
+        *merged, total, tied = merges(config.density, config.scale)(theta0, thetas)
+        merged += [best(total), best(tied)]
         found: dict[str, float] = {f"specialist/{task}": value for task, value in own.items()}
         for name, params in {
             "pretrained": theta0,
@@ -247,7 +234,15 @@ def _merging(config: Config, base: str, names: Mapping[str, str], artefacts: Any
             found[f"{name}/normalised"] = float(np.mean(shares))
         return None, found
 
-    return Compute(merge)
+    def plan(mesh: Any) -> Mapping[str, Program]:
+        theta = shapes_on(artefacts[base].weights(), mesh, mlp.RULES)
+        state, batch = {"model": theta, "aux": {}}, shapes(EVALUATED)
+        return {
+            "merge": Program(merges(config.density, config.scale), (theta, [theta] * len(names))),
+            "accuracy": evaluation.program(step, state, {}, {}, batch, mesh=mesh),
+        }
+
+    return Compute(merge, plan=plan)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from experiments.unlearning import _questions
 from kd_jax.data.vocabulary import WordTokenizer
 from kd_jax.formats import fetch
+from kd_jax.launch import runtime
 from kd_jax.launch import weights as weights_lib
 from kd_jax.launch.errors import UserError
 from kd_jax.launch.stages import materialise
@@ -162,9 +163,7 @@ def export(language: Language, weights: Weights, mesh: Mesh, folder: Path) -> No
 
     A folder that is there is whole, and from the same weights: a run's folder has one identity.
     """
-    if jax.process_count() > 1:
-        print(f"not exported: start the same command as one process to write {folder}")
-    elif not folder.exists():
+    if runtime.everywhere(not folder.exists()):
         pretrained.export_folder(
             folder,
             materialise(weights, mesh, decoder.rules(language.config)),

@@ -10,7 +10,8 @@ import numpy as np
 from experiments.unlearning._questions import Questions, answer_rows, rows
 from kd_jax.data import arrays
 from kd_jax.evaluation import tofu
-from kd_jax.launch.evaluation import evaluate
+from kd_jax.launch.evaluation import evaluate, program
+from kd_jax.launch.stages import Program, mesh_of
 from kd_jax.objectives.score import sequence_scores
 from kd_jax.steps import make_eval_step
 from kd_jax.types import Frozen, Model, Params, Policy
@@ -35,9 +36,13 @@ Scorer = Callable[[Params, Frozen, Mapping[str, Any]], dict[str, Sequences]]
 
 
 @functools.cache  # so that all stages share one compilation
+def _scoring(model: Model, policy: Policy) -> Any:
+    return make_eval_step(sequence_scores(model, policy=policy))
+
+
 def make_scorer(model: Model, policy: Policy, *, mesh: Any, batch_size: int) -> Scorer:
     """score(params, frozen, {name: text batch}) -> {name: Sequences}: one pass over all rows."""
-    step = make_eval_step(sequence_scores(model, policy=policy))
+    step = _scoring(model, policy)
 
     def score(params: Params, frozen: Frozen, sets: Mapping[str, Any]) -> dict[str, Sequences]:
         everything = arrays.concatenate(list(sets.values()))
@@ -48,6 +53,15 @@ def make_scorer(model: Model, policy: Policy, *, mesh: Any, batch_size: int) -> 
         return {name: Sequences(*p) for name, *p in zip(sets, *parts, strict=True)}
 
     return score
+
+
+def scorer_programs(
+    model: Model, policy: Policy, params: Params, frozen: Frozen, *, batch_size: int, length: int
+) -> dict[str, Program]:
+    """What a scorer runs, for a plan."""
+    step, mesh = _scoring(model, policy), mesh_of(params)
+    batch = shapes(batch_size, length)
+    return {"answers": program(step, params, {}, frozen, batch, mesh=mesh)}
 
 
 def answer_sets(tokenizer: Any, questions: Questions, *, length: int, keep: int) -> dict[str, Any]:

@@ -27,20 +27,19 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.unlearning import _language, _questions, _report, _scores
+from experiments.unlearning import _language, _measuring, _questions, _report, _scores
 from experiments.unlearning._learning import Learning
 from experiments.unlearning._methods import METHODS, REFERENCE
 from kd_jax.data import pairs, sources
 from kd_jax.launch import run
 from kd_jax.launch.config import Settings, check_positive, digest
 from kd_jax.launch.mesh import MeshConfig, make_mesh
-from kd_jax.launch.stages import Compute, Evaluation, Stage, Training, materialise, mesh_of
+from kd_jax.launch.stages import Stage, Training
 from kd_jax.models import decoder
-from kd_jax.objectives.combinators import own_weights
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
 from kd_jax.steps import make_train_step
-from kd_jax.types import Objective, Policy
+from kd_jax.types import Objective
 
 CLAIMS = _report.CLAIMS
 
@@ -135,7 +134,10 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
     def score_of(name: str) -> Stage:
         return Stage(
-            f"{name}_score", lambda found: _score(config, language, found[name]), (name,), scoring
+            f"{name}_score",
+            lambda found: _measuring.finished(config, language, found[name]),
+            (name,),
+            scoring,
         )
 
     return (
@@ -157,25 +159,6 @@ def stages(config: Config) -> tuple[Stage, ...]:
         Stage("retrain", lambda _: _parts(config, language, retained_only=True), (), before),
         score_of("retrain"),
     )
-
-
-def _evaluation(config: Config, language: _language.Language, policy: Policy, steps: int):
-    """Probabilities of answers along a training; texts are read when it is first run."""
-
-    @functools.cache
-    def sets() -> dict[str, Any]:
-        questions = _questions.load(config.data)
-        return _scores.answer_sets(
-            language.tokenizer(), questions, length=config.data.length, keep=config.evaluate_retain
-        )
-
-    def measure(params, carry, frozen) -> dict[str, Any]:
-        score = _scores.make_scorer(
-            language.model, policy, mesh=mesh_of(params), batch_size=config.score_batch
-        )
-        return _scores.probabilities(score(params, frozen, sets()))
-
-    return Evaluation("answers", max(1, steps // config.evaluations), measure)
 
 
 def _parts(config: Config, language: _language.Language, *, retained_only: bool) -> Training:
@@ -245,41 +228,21 @@ def _training(
         rules=tune.rules,
         frozen_rules=tune.frozen_rules,
         seed=config.seed,
-        evaluations=(_evaluation(config, language, tune.policy, steps),),
+        evaluations=(_measuring.along_training(config, language, tune.policy, steps),),
         result=lambda state, frozen: tune.policy(state.params, frozen),
     )
 
 
-def _score(config: Config, language: _language.Language, artefact: Any) -> Compute:
-    """The finished model's scores of all answers: probability, truth ratio, log-probabilities."""
-
-    def measure() -> tuple[None, Mapping[str, Any]]:
-        questions, tokenizer = _questions.load(config.data), language.tokenizer()
-        limits = {"length": config.data.length, "keep": config.evaluate_retain}
-        sets = _scores.answer_sets(tokenizer, questions, **limits)
-        if config.wrong:
-            sets |= _scores.truth_sets(tokenizer, questions, wrong=config.wrong, **limits)
-        mesh = make_mesh(config.mesh)
-        weights = materialise(artefact.weights(), mesh, decoder.rules(language.config))
-        score = _scores.make_scorer(
-            language.model, own_weights, mesh=mesh, batch_size=config.score_batch
-        )
-        scores = score({"model": weights, "aux": {}}, {}, sets)
-        found = _scores.probabilities(scores)
-        if config.wrong:
-            found |= _scores.truth_ratios(scores, config.wrong)
-        return None, found | {"forget_log_prob": scores["forget"].log_prob}
-
-    return Compute(measure)
-
-
-def report(config: Config, artefacts: Mapping[str, Any], folder: Any):
-    results = _report.results(tuple(METHODS), artefacts, folder)
+def export(config: Config, artefacts: Mapping[str, Any], folder: Any) -> None:
+    """The unlearned model as a Hugging Face folder, where model and data were the user's."""
     if config.model and config.data.forget:
         language = _language.open_language(config.model, config.decoder, config.data, config.seed)
         weights = artefacts["npo_rt"].weights()
         _language.export(language, weights, make_mesh(config.mesh), folder / "npo_rt")
-    return results
+
+
+def report(config: Config, artefacts: Mapping[str, Any], folder: Any):
+    return _report.results(tuple(METHODS), artefacts, folder)
 
 
 if __name__ == "__main__":

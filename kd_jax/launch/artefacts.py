@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,7 +124,7 @@ def find(name: str, hash: str, runs: Sequence[Path]) -> Artefact | None:
 
 def tidy(where: Place) -> None:
     """Removes what a kill between the last two steps of `finish` left of a finished stage."""
-    if where.partial.exists() and runtime.is_main():
+    if runtime.is_main() and where.partial.exists():
         shutil.rmtree(where.partial)
 
 
@@ -144,7 +144,7 @@ def finish(
                 shutil.rmtree(folder)
         fresh.mkdir(parents=True)
 
-    _alone(clear, "clear")
+    runtime.on_main(clear)
     if tree is not None:
         from orbax.checkpoint import v1
 
@@ -158,7 +158,7 @@ def finish(
         write_json(where.final / "artefact.json", about)
         shutil.rmtree(where.partial)
 
-    _alone(write, "write")
+    runtime.on_main(write)
     return Artefact(about["name"], about["hash"], where.final)
 
 
@@ -222,10 +222,3 @@ class Points:
                 with np.load(self._folder / f"{stem}.npz", allow_pickle=False) as file:
                     rows |= {f"{step}/{name}/{key}": file[key] for key in file}
         return [history[step] for step in sorted(history)], rows
-
-
-def _alone(f: Callable[[], None], what: str) -> None:
-    """Runs f on the first process; the others wait for it."""
-    if runtime.is_main():
-        f()
-    runtime.barrier(f"artefact: {what}")

@@ -1,6 +1,6 @@
 """Checkpoints of a run: saved in the background, exact, tied to the identity of the run.
 
-The orbax v1 API, which may still change, is used here and in weights.py only.
+The orbax v1 API, which may still change, is used by storage.py, weights.py and artefacts.py only.
 """
 
 import contextlib
@@ -13,15 +13,13 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax.launch import runtime
 from kd_jax.launch.config import differences, plain
+from kd_jax.launch.encoding import abstract_arrays, decode, encode, fingerprint
 from kd_jax.launch.errors import NonFinite, UserError
+from kd_jax.launch.storage import Storage, first_line
 from kd_jax.types import TrainState
-
-PyTree = Any
 
 
 class Checkpoints:
@@ -31,6 +29,7 @@ class Checkpoints:
     every: a checkpoint each so many steps (`fit` asks). best(metrics) -> a number: the checkpoint
     with the largest stays, too. origins: where frozen weights came from (path, hash), kept with
     each checkpoint; frozen weights themselves are not.
+    pauses, patience: what becomes of a save that fails, see `Storage`.
 
     UserError when the folder cannot be written. All processes of a run share the folder.
     """
@@ -44,9 +43,9 @@ class Checkpoints:
         *,
         every: int = 100,
         origins: Mapping[str, Any] | None = None,
+        pauses: Sequence[float] = (1.0, 4.0, 16.0),
+        patience: int | None = None,
     ):
-        from orbax.checkpoint import v1
-
         if keep < 1 or every < 1:
             raise ValueError(f"keep: got {keep}, every: got {every}; both take at least 1")
         self.every = every
@@ -54,52 +53,53 @@ class Checkpoints:
         self._origins = plain(origins or {})
         self._best = best
         self._folder = Path(os.path.abspath(os.path.expanduser(folder)))
-        _check_writable(self._folder)
         self._scores: dict[int, float] = {}
-        policy: Any = _Keep(keep, self._scores)
-        # Any: what it returns is annotated as every kind of JSON.
-        self._orbax: Any = v1.training.Checkpointer(
-            str(self._folder),
-            preservation_policy=policy,
-            cleanup_tmp_directories=True,
+        self._storage = Storage(
+            self._folder, _Keep(keep, self._scores), pauses=pauses, patience=patience
         )
         for step in self.steps if best is not None else []:
             # One that cannot be read has no score; restore_latest deals with it.
             with contextlib.suppress(Exception):
-                self._scores[step] = self._orbax.metadata(step).custom_metadata["score"]
+                self._scores[step] = self._storage.metadata(step)["score"]
 
     @property
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
-        return [found.step for found in self._orbax.checkpoints]
+        return self._storage.steps
 
     def save(
-        self, step: int, state: TrainState, *, metrics: Mapping[str, float] | None = None
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        wait: bool = False,
     ) -> None:
         """Starts saving and returns once the state has been copied; saves a step once.
 
-        NonFinite when the parameters are not finite; nothing is saved then.
+        wait: returns once it is on disk. The last save of a run takes it: one that fails in the
+        background is noticed by the next, which then saves its own state instead. All processes
+        call it for the same step.
+
+        NonFinite when the parameters are not finite; nothing is saved then. StorageFailed, in
+        every process, when a save failed and so did its repetitions.
         """
-        if step in self.steps:
+        if step in self.steps and not wait:
             return
-        arrays = _encode(state)
-        sums, finite = _fingerprint(arrays)
+        arrays = encode(state)
+        sums, finite = fingerprint(arrays)
         if not bool(finite):
             raise NonFinite(step - 1, "a parameter after it")
         score = None if self._best is None else float(self._best(metrics or {}))
         if score is not None:
             self._scores[step] = score
-        self._orbax.save_async(
-            step,
-            arrays,
-            force=True,
-            custom_metadata={
-                "score": score,
-                "identity": self._identity,
-                "origins": self._origins,
-                "fingerprint": [int(x) for x in jax.device_get(sums)],
-            },
-        )
+        about = {
+            "score": score,
+            "identity": self._identity,
+            "origins": self._origins,
+            "fingerprint": [int(x) for x in jax.device_get(sums)],
+        }
+        self._storage.save(step, arrays, about, wait=wait)
 
     def restore_latest(self, abstract: TrainState) -> TrainState | None:
         """The newest state that can be read whole, or None when none was ever saved.
@@ -117,7 +117,7 @@ class Checkpoints:
             state, fault = self._try(step, abstract)
             if runtime.everywhere(fault is None):
                 for broken in faults:
-                    self._orbax.delete(broken)
+                    self._storage.delete(broken)
                 return state
             faults[step] = fault or "another process cannot read it"
             warnings.warn(
@@ -146,11 +146,11 @@ class Checkpoints:
         return state
 
     def wait(self) -> None:
-        """Until what is being saved is on disk."""
-        self._orbax.wait()
+        """Until what is being saved is on disk; a warning where it failed, and is no checkpoint."""
+        self._storage.wait()
 
     def close(self) -> None:
-        self._orbax.close()
+        self._storage.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -166,10 +166,10 @@ class Checkpoints:
     def _try(self, step: int, abstract: TrainState) -> tuple[TrainState | None, str | None]:
         """(state, None), or (None, what is wrong with the checkpoint)."""
         try:
-            saved = self._orbax.metadata(step).custom_metadata or {}
+            saved = self._storage.metadata(step) or {}
             identity, sums = saved["identity"], saved["fingerprint"]
         except Exception as error:  # a broken file can raise anything
-            return None, f"metadata: {_first_line(error)}"
+            return None, f"metadata: {first_line(error)}"
         changed = differences(self._identity, identity)
         if changed:
             raise UserError(
@@ -177,13 +177,13 @@ class Checkpoints:
                 "the same values, or another --workdir"
             )
         try:
-            arrays = self._orbax.load(step, _abstract(abstract))
-            found, _ = _fingerprint(arrays)
+            arrays = self._storage.load(step, abstract_arrays(abstract))
+            found, _ = fingerprint(arrays)
         except Exception as error:
-            return None, _first_line(error)
+            return None, first_line(error)
         if [int(x) for x in jax.device_get(found)] != sums:
             return None, "its arrays are not those that were saved"
-        return _decode(arrays, abstract), None
+        return decode(arrays, abstract), None
 
 
 class _Keep:
@@ -197,90 +197,3 @@ class _Keep:
         ranked = [step for step in steps if step in self._scores]
         best = max(ranked, key=lambda step: self._scores[step], default=None)
         return [step in steps[-self._latest :] or step == best for step in steps]
-
-
-def _check_writable(folder: Path) -> None:
-    probe = folder / f".writable-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _key_impl(abstract: Any) -> Any:
-    """The kind of a typed key of which only shape and dtype are there."""
-    found = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), abstract)
-    return found[0]
-
-
-def _encode(state: PyTree) -> PyTree:
-    """Typed keys as their data."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
-
-
-def _abstract(state: PyTree) -> PyTree:
-    """The ShapeDtypeStructs of `_encode`'s result; key data replicates."""
-
-    def leaf(x: Any) -> Any:
-        if not _is_key(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-        data = jax.eval_shape(jax.random.key_data, x)
-        whole = NamedSharding(x.sharding.mesh, PartitionSpec())
-        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=whole)
-
-    return jax.tree.map(leaf, state)
-
-
-def _decode(arrays: PyTree, abstract: PyTree) -> PyTree:
-    """The state. It passes through jit, because restored arrays may not be donatable as they are,
-    and a step would then hold two copies of the state."""
-
-    def wrap(arrays: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda x, like: (
-                jax.random.wrap_key_data(x, impl=_key_impl(like)) if _is_key(like) else x
-            ),
-            arrays,
-            abstract,
-        )
-
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    with warnings.catch_warnings():
-        # Where donation fails there is a second copy for a moment, and no more to say about it.
-        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-        return jax.jit(wrap, out_shardings=shardings, donate_argnums=0)(arrays)
-
-
-@jax.jit
-def _fingerprint(state: PyTree) -> tuple[jax.Array, jax.Array]:
-    """(u32[leaves], bool): the sum of each leaf's bits mod 2**32, whatever its sharding, which
-    tells a checkpoint that was read right; and whether all parameters are finite.
-    """
-    sums = [_bits(x).sum(dtype=jnp.uint32) for x in jax.tree.leaves(state)]
-    floats = [
-        jnp.isfinite(x).all()
-        for x in jax.tree.leaves(state.params)
-        if jnp.issubdtype(x.dtype, jnp.inexact)
-    ]
-    return jnp.stack(sums), jnp.stack([jnp.bool_(True), *floats]).all()
-
-
-def _bits(x: jax.Array) -> jax.Array:
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        x = jnp.stack([x.real, x.imag])
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        kinds = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-        x = jax.lax.bitcast_convert_type(x, kinds[x.dtype.itemsize])
-    return x.astype(jnp.uint32)

@@ -17,17 +17,20 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import tyro
 
+from kd_jax.launch import profile
 from kd_jax.launch.config import Settings
 from kd_jax.launch.errors import UserError
 
 
 class Command(NamedTuple):
-    """A parsed command. workdir: None for the default. plan: a topology, or None to run."""
+    """A parsed command. workdir: None for the default. plan: a topology, or None to run. profile:
+    the first and the last step to trace."""
 
     preset: str
     config: Any
     workdir: str | None
     plan: str | None
+    profile: tuple[int, int] | None
     list_stages: bool
 
 
@@ -104,7 +107,8 @@ def parse(module: ModuleType, name: str, argv: Sequence[str]) -> Command:
         ) from None
     except ValueError as error:  # a config that refuses its values
         raise UserError(str(error)) from None
-    return Command(chosen, got.config, got.workdir, got.plan, got.list_stages)
+    steps = None if got.profile is None else profile.parse(got.profile)
+    return Command(chosen, got.config, got.workdir, got.plan, steps, got.list_stages)
 
 
 def _flag_fields(config: type) -> list[tuple[str, Any, Any]]:
@@ -121,8 +125,14 @@ def _flag_fields(config: type) -> list[tuple[str, Any, Any]]:
             "plan",
             str | None,
             None,
-            "Run nothing: compile each training step for this topology (cpu:8, v5p:2x2x1) and say "
-            "whether it fits.",
+            "Run nothing: compile every program for this topology (cpu:8, v5e:16x16, "
+            "v5p:4x4x4,slices=2) and say whether it fits and what bounds it.",
+        ),
+        flag(
+            "profile",
+            str | None,
+            None,
+            "Trace these steps of each training (10:15) into the run's folder, for xprof.",
         ),
         flag("list_stages", off, False, "Run nothing: say which stages are finished."),
     ]
@@ -141,7 +151,7 @@ def _one_line(boxed: str, config: Any) -> str:
     unknown = re.match(r"Unrecognized options: (.*)", message)
     if unknown:
         first, *values = unknown.group(1).split(", ")
-        known = [*_flags(config), "--workdir", "--plan", "--list-stages"]
+        known = [*_flags(config), "--workdir", "--plan", "--profile", "--list-stages"]
         near = difflib.get_close_matches(first.split("=")[0].replace("_", "-"), known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         given = f" (given {' '.join(values)})" if values else ""

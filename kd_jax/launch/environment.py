@@ -62,7 +62,10 @@ def command_line(module: str, argv: Sequence[str]) -> list[str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """{"commit", "dirty"} of the code that runs; None outside a git repository."""
+    """{"commit", "dirty"} of the code that runs; None where it is not known.
+
+    Outside a git repository, from the file REVISION that tpu_scripts/push.sh leaves with the code.
+    """
     folder = Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -75,7 +78,15 @@ def git_state() -> dict[str, Any] | None:
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
+        return _revision(folder.parents[1] / "REVISION")
+
+
+def _revision(file: Path) -> dict[str, Any] | None:
+    if not file.exists():
         return None
+    revision = file.read_text().strip()
+    commit = revision.removesuffix("-dirty")
+    return {"commit": commit, "dirty": revision != commit}
 
 
 def _version(package: str) -> str | None:

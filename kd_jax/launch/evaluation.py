@@ -8,8 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from kd_jax.launch.beat import beat
 from kd_jax.launch.prefetch import own_rows, place
 from kd_jax.launch.sharding import batch_sharding, on_mesh, replicated
+from kd_jax.launch.stages import Program
 from kd_jax.trees import flatten, map_with_path
 from kd_jax.types import Frozen, Output, Params
 
@@ -49,17 +51,18 @@ def evaluate(
     own = own_rows(sharding, batch_size)
     run = _compiled(eval_step, mesh)
 
-    def batch(start: int) -> Any:
-        wanted = np.arange(start + own.start, start + own.stop)
+    def part(start: int, piece: slice) -> Any:
+        wanted = np.arange(start + piece.start, start + piece.stop)
         real = wanted < total
-        local = map_with_path(lambda path, x: _rows(path, x, wanted, real), examples)
-        return place(local, sharding, batch_size, own)
+        return map_with_path(lambda path, x: _rows(path, x, wanted, real), examples)
 
     sums = _Sums()
     waiting: Output | None = None
     for start in range(0, total, batch_size):
         # One batch is under way while the one before is fetched.
-        output = run(params, carry, frozen, batch(start))
+        batch = place(functools.partial(part, start), sharding, batch_size, own)
+        output = run(params, carry, frozen, batch)
+        beat()
         if waiting is not None:
             sums.add(waiting)
         waiting = output
@@ -68,6 +71,15 @@ def evaluate(
     index = _main_index(examples)
     order = np.argsort(index, kind="stable")
     return sums.values(), {name: np.concatenate(x)[:total][order] for name, x in sums.rows.items()}
+
+
+def program(
+    eval_step: EvalStep, params: Params, carry: PyTree, frozen: Frozen, batch: PyTree, *, mesh: Mesh
+) -> Program:
+    """What `evaluate` runs, for a plan; batch: the ShapeDtypeStructs of one global batch."""
+    rows = batch_sharding(mesh)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+    return Program(_compiled(eval_step, mesh), (params, carry, frozen, shapes))
 
 
 @functools.lru_cache(maxsize=64)

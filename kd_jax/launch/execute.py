@@ -9,14 +9,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kd_jax.launch import artefacts, runtime
+from kd_jax.launch import artefacts, chips, flops, runtime
 from kd_jax.launch.artefacts import Artefact, Place, Points
 from kd_jax.launch.checkpoints import Checkpoints
 from kd_jax.launch.config import Settings
+from kd_jax.launch.goodput import Events
 from kd_jax.launch.loop import Hook, fit
+from kd_jax.launch.meter import MEASURED
+from kd_jax.launch.profile import Profile
 from kd_jax.launch.progress import Progress
 from kd_jax.launch.sharding import on_mesh, shardings_of
-from kd_jax.launch.stages import Compute, Evaluation, Training, inner, placed
+from kd_jax.launch.stages import Compute, Evaluation, Placed, Training, inner, placed
 from kd_jax.launch.weights import init_state
 from kd_jax.launch.writers import Jsonl, TensorBoard, Wandb, Writers
 from kd_jax.types import Frozen, TrainState
@@ -25,13 +28,17 @@ PyTree = Any
 
 
 class Run(NamedTuple):
-    """What the stages of a run share. title: a name for other people's dashboards."""
+    """What the stages of a run share. title: a name for other people's dashboards. profile: the
+    first and the last step of each training to trace.
+    """
 
     folder: Path
     mesh: Mesh
     settings: Settings
     title: str
     say: Callable[[str], None]
+    events: Events
+    profile: tuple[int, int] | None = None
 
 
 class Outcome(NamedTuple):
@@ -39,6 +46,7 @@ class Outcome(NamedTuple):
     values: Mapping[str, Any]
     history: list[dict[str, Any]]
     rows: Mapping[str, np.ndarray]
+    speed: Mapping[str, float] = {}
 
 
 def carry_out(
@@ -48,10 +56,13 @@ def carry_out(
     where = artefacts.place(run.folder, name, hash)
     started = time.perf_counter()
     if isinstance(work, Training):
+        run.events.begin(name)
         outcome = _train(run, name, work, where, identity)
     else:
         run.say("computing")
+        run.events.add("evaluation_begin")
         outcome = _compute(work)
+        run.events.add("evaluation_end")
     about = {
         "name": name,
         "hash": hash,
@@ -59,6 +70,8 @@ def carry_out(
         "values": outcome.values,
         # Of the process that finished it: a resumed stage took longer in all.
         "seconds": time.perf_counter() - started,
+        # The last measured: tokens_per_second, mfu, ... (see `meter.Meter`).
+        "speed": outcome.speed,
     }
     return artefacts.finish(where, about, outcome.tree, outcome.history, outcome.rows)
 
@@ -92,7 +105,9 @@ def _train(
         else:
             run.say(f"resumed at step {start} of {training.steps}")
         points = Points(where.partial / "evaluations")
-        writer = _writers(run, name, start)
+        speed = _Speed()
+        writer = _writers(run, name, start, speed)
+        trace = run.profile and Profile(run.folder / "profile" / name, *run.profile)
         try:
             with Progress(name, training.steps) as progress:
                 state = fit(
@@ -111,13 +126,25 @@ def _train(
                     writer=writer,
                     log_every=run.settings.log_every,
                     progress=progress,
+                    profile=trace,
+                    **_peak(plan, run.mesh),
+                    events=run.events,
                 )
         finally:
             writer.close()
         tree = jax.jit(on_mesh(training.result, run.mesh))(inner(state), frozen)
         history, rows = points.collect()
     last = {k: v for k, v in history[-1].items() if k != "step"} if history else {}
-    return Outcome(tree, last | {"steps": training.steps}, history, rows)
+    return Outcome(tree, last | {"steps": training.steps}, history, rows, speed.values)
+
+
+def _peak(plan: Placed, mesh: Mesh) -> dict[str, float]:
+    """`fit`'s flops and peak where the chip is known: one more trace, beside a compilation."""
+    chip = chips.of_device(mesh.devices.flat[0])
+    if chip is None:
+        return {}
+    counted = flops.of(plan.step, plan.state, plan.frozen, plan.batch)
+    return {"flops": counted.model, "peak": chip.flops * mesh.size}
 
 
 def _hook(evaluation: Evaluation, points: Points, writer: Writers) -> Hook:
@@ -142,10 +169,24 @@ def _on_inner(prepare: Callable[..., Any] | None) -> Callable[..., Any] | None:
     return lambda state, frozen, batch: prepare(inner(state), frozen, batch)
 
 
-def _writers(run: Run, name: str, start: int) -> Writers:
+class _Speed:
+    """A writer that keeps the newest of what the clock says."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.values |= {name: values[name] for name in MEASURED if name in values}
+
+    def close(self) -> None:
+        pass
+
+
+def _writers(run: Run, name: str, start: int, speed: _Speed) -> Writers:
     if not runtime.is_main():
         return Writers()
     writers: list[Any] = [
+        speed,
         Jsonl(run.folder / "metrics.jsonl", start=start, tags={"stage": name}),
         TensorBoard(run.folder / "tensorboard", start=start, prefix=f"{name}/"),
     ]

@@ -46,14 +46,17 @@ def opened(folder: Path, module: str, identity: Mapping[str, Any]) -> Iterator[N
     UserError for a folder that cannot be written, holds something else, or holds a run with
     another identity. Every process calls it.
     """
-    made: list[Path] = []
-    if runtime.is_main():
+
+    def make() -> list[Path]:
         _check_ours(folder, {"module": module, **identity})
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        absent = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+        return absent
+
+    made = runtime.on_main(make)
     try:
         yield
     except (UserError, OSError):

@@ -1,6 +1,7 @@
 """The fit loop: a function of a step, a state, what is frozen, batches and hooks."""
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,10 +9,13 @@ import jax
 from jax.sharding import Mesh
 
 from kd_jax.launch import preemption
+from kd_jax.launch.beat import beat
 from kd_jax.launch.checkpoints import Checkpoints
 from kd_jax.launch.errors import Preempted
+from kd_jax.launch.goodput import Events
 from kd_jax.launch.meter import Meter
 from kd_jax.launch.prefetch import Batches, Prefetch
+from kd_jax.launch.profile import Profile
 from kd_jax.launch.progress import Progress
 from kd_jax.launch.sharding import batch_sharding, check_activations, on_mesh, replicated
 from kd_jax.launch.writers import Writer
@@ -66,6 +70,10 @@ def fit(
     writer: Writer | None = None,
     log_every: int = 10,
     progress: Progress | None = None,
+    profile: Profile | None = None,
+    flops: float | None = None,
+    peak: float | None = None,
+    events: Events | None = None,
 ) -> TrainState:
     """Takes the state from state.step finished steps to `steps`, and returns it.
 
@@ -78,8 +86,11 @@ def fit(
     After a step come its hooks, then its checkpoint: what a hook has not done yet is done again
         after a kill. The last step is always saved.
     The step's metrics are f32 scalars by name, "loss" among them.
-    writer: gets them and rows_per_second each `log_every` steps and after the last; they
+    writer: gets them and the speed (see `Meter`) each `log_every` steps and after the last; they
         are fetched one interval late, so that the device never waits for the host.
+    flops: model FLOPs of a step, and peak: FLOP/s of the chips, both of the whole mesh; with them
+        the writer gets the utilisation.
+    profile: traces some of the steps. events: gets what `goodput` is reckoned from.
 
     Raises NonFinite, naming the step, when the loss (or what `guard_non_finite` watches) is not
     finite: at the latest two intervals later, and before any hook or checkpoint sees that state.
@@ -110,42 +121,86 @@ def fit(
         in_shardings=(shardings, None, sharding),
         out_shardings=sharding,
     )
-    meter = Meter(writer, progress, start=start, log_every=log_every, batch_size=batch_size)
-    for hook in hooks:
-        if start == 0 and hook.at_start:
-            hook.run(0, state, frozen)
-    asked, batch = False, None
+    meter = Meter(
+        writer,
+        progress,
+        start=start,
+        log_every=log_every,
+        batch_size=batch_size,
+        flops=flops,
+        peak=peak,
+        events=events,
+    )
+    during = _During(events)
+    batch: Any = None
+    asked, done, begin = False, start, 0.0
     with contextlib.ExitStack() as stack:
+        # However the loop ends, a trace is ended, and what is being saved is finished.
+        stack.callback(lambda: during.note("stop", done))
         if checkpoints is not None:
-            # However the loop ends, what is being saved is finished first.
-            stack.callback(checkpoints.wait)
+            stack.callback(lambda: during("save", done, checkpoints.wait))
+        during.note("ready", start)
+        for hook in hooks:
+            if start == 0 and hook.at_start:
+                during("evaluation", 0, hook.run, 0, state, frozen)
         preempted = stack.enter_context(preemption.watch())
         stack.enter_context(feed)
+        if profile is not None:
+            stack.callback(profile.stop)
         for done in range(start + 1, steps + 1):
+            if profile is not None:
+                meter.exclude(profile.before(done))
             if (done - 1) % prepare_every == 0:
-                batch = next(feed)
+                batch, begin = meter.draw(feed), time.perf_counter()
                 if prepared is not None:
                     batch = prepared(state, frozen, batch)
             if done == start + 1:
                 check_activations(run.trace(state, frozen, batch).jaxpr)
             state, metrics = run(state, frozen, batch)
+            if done == start + 1:
+                compiling = time.perf_counter() - begin
+                meter.compiled(compiling, batch)
+                during.note("compiled", start, seconds=compiling)
             meter.add(done, metrics)
+            beat()
+            if profile is not None:
+                meter.exclude(profile.after(done, metrics))
             last = done == steps
             due = [hook for hook in hooks if done % hook.every == 0 or (last and hook.at_end)]
             # Processes agree on the request at one step, and only there: it is kept.
-            asked = asked or (not last and preempted(done))
+            asked = asked or (not last and preempted())
             stop = asked and done % prepare_every == 0 and not last
             save = last or stop or (checkpoints is not None and done % checkpoints.every == 0)
             if due or save:
                 numbers = meter.catch_up(last=last)
                 for hook in due:
-                    numbers |= hook.run(done, state, frozen) or {}
+                    numbers |= during("evaluation", done, hook.run, done, state, frozen) or {}
                 if checkpoints is not None and save:
-                    checkpoints.save(done, state, metrics=numbers)
+                    end = last or stop
+                    during("save", done, checkpoints.save, done, state, metrics=numbers, wait=end)
                 meter.restart()
             if stop:
                 raise Preempted(done, saved=checkpoints is not None)
     return state
+
+
+class _During:
+    """Writes events, and those around a call: NAME_begin and NAME_end."""
+
+    def __init__(self, events: Events | None):
+        self._events = events
+
+    def note(self, event: str, step: int, **more: Any) -> None:
+        if self._events is not None:
+            self._events.add(event, step, **more)
+
+    def __call__(
+        self, name: str, step: int, call: Callable[..., Any], *args: Any, **more: Any
+    ) -> Any:
+        self.note(f"{name}_begin", step)
+        found = call(*args, **more)
+        self.note(f"{name}_end", step)
+        return found
 
 
 def _check_disjoint(state: TrainState, frozen: Frozen) -> None:

@@ -15,26 +15,25 @@ class _Request:
     def __init__(self) -> None:
         self.made = False
         self.watches = 0
+        self.questions = 0
 
 
 _request = _Request()
 
 
 @contextlib.contextmanager
-def watch() -> Iterator[Callable[[int], bool]]:
-    """Yields reached(step): has this run been asked to stop, and do all processes know it?
+def watch() -> Iterator[Callable[[], bool]]:
+    """Yields asked(): has this run been asked to stop, and do all processes know it?
 
     In one process SIGTERM sets a flag while inside (in the main thread; elsewhere signals cannot
-    be had, and it stays False). In a run of several, jax's preemption service listens, and every
-    process must ask with the same steps in the same order.
+    be had, and it stays False). In a run of several, jax's preemption service listens, wherever
+    the signal arrives; every process must ask equally often, and all hear yes at the same question.
     """
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        yield multihost_utils.reached_preemption_sync_point
+        yield _ask_all
         return
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
+        yield lambda: False
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -43,9 +42,19 @@ def watch() -> Iterator[Callable[[int], bool]]:
     previous = signal.signal(signal.SIGTERM, on_signal)
     _request.watches += 1
     try:
-        yield lambda step: _request.made
+        yield lambda: _request.made
     finally:
         signal.signal(signal.SIGTERM, previous)
         _request.watches -= 1
         if not _request.watches:
             _request.made = False
+
+
+def _ask_all() -> bool:
+    from jax.experimental import multihost_utils
+
+    # The processes settle on a number that none of them has passed. Numbers of steps would start
+    # again with each training, and the one settled on might never come.
+    _request.questions += 1
+    _request.made |= multihost_utils.reached_preemption_sync_point(_request.questions)
+    return _request.made

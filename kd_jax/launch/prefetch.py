@@ -1,5 +1,6 @@
 """Batches made ahead of the loop by a thread, and put where they belong on the mesh."""
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -11,55 +12,68 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from kd_jax.launch.errors import UserError
+from kd_jax.launch.sharding import batch_ways
 from kd_jax.trees import map_with_path
 
 Batches = Callable[[int, slice], Mapping[str, Any]]
 
 
-def own_rows(sharding: NamedSharding, batch_size: int) -> slice:
-    """The rows of the global batch that this process makes.
+def own_rows(sharding: NamedSharding, batch_size: int) -> tuple[slice, ...]:
+    """The rows of the global batch that this process makes, as few pieces as there can be.
 
-    UserError when the batch does not divide over the mesh; ValueError when this process's rows
-    are not one piece (a mesh with the processes interleaved).
+    On a pod the mesh follows the network, so that a process's rows need not be one piece.
+    UserError when the batch does not divide over the mesh.
     """
-    ways = sharding.num_devices // sharding.mesh.shape["tensor"]
-    if batch_size % ways:
+    split = batch_ways(sharding.mesh)
+    if batch_size % split:
         raise UserError(
-            f"batch_size: got {batch_size}, takes a multiple of {ways}, the ways in which "
-            "--mesh.data and --mesh.fsdp split it"
+            f"batch_size: got {batch_size}, takes a multiple of {split}, the ways in which "
+            "--mesh.data, --mesh.fsdp and --mesh.expert split it"
         )
     places = sharding.addressable_devices_indices_map((batch_size,)).values()
-    pieces = sorted({where[0].indices(batch_size)[:2] for where in places if where})
-    if any(end != start for (_, end), (start, _) in zip(pieces, pieces[1:], strict=False)):
-        raise ValueError(f"mesh: this process has the rows {pieces}, takes one piece")
-    return slice(pieces[0][0], pieces[-1][1])
+    pieces: list[tuple[int, int]] = []
+    for start, stop in sorted({where[0].indices(batch_size)[:2] for where in places if where}):
+        if pieces and pieces[-1][1] == start:
+            start = pieces.pop()[0]
+        pieces.append((start, stop))
+    return tuple(slice(*piece) for piece in pieces)
 
 
-def place(batch: Any, sharding: NamedSharding, batch_size: int, rows: slice) -> Any:
-    """Global arrays from this process's rows; jax arrays pass as they are.
+def place(
+    make: Callable[[slice], Any], sharding: NamedSharding, batch_size: int, rows: tuple[slice, ...]
+) -> Any:
+    """Global arrays of make(piece), nested mappings of arrays, for each piece of `own_rows`.
 
-    ValueError names a leaf that has another number of rows.
+    With one process, jax arrays pass as they are. ValueError names a leaf that has another number
+    of rows.
     """
-
-    def check(path: str, x: Any) -> None:
-        if not isinstance(x, jax.Array) and np.shape(x)[:1] != (rows.stop - rows.start,):
-            raise ValueError(
-                f"batches: {path} has the shape {np.shape(x)}, takes {rows.stop - rows.start} rows"
-            )
-
-    map_with_path(check, batch)
+    parts = [make(piece) for piece in rows]
+    for piece, part in zip(rows, parts, strict=True):
+        map_with_path(functools.partial(_check, piece.stop - piece.start), part)
     if jax.process_count() == 1:
+        (whole,) = parts
         return jax.tree.map(
-            lambda x: x if isinstance(x, jax.Array) else jax.device_put(x, sharding), batch
+            lambda x: x if isinstance(x, jax.Array) else jax.device_put(x, sharding), whole
         )
-    return jax.tree.map(
-        lambda x: (
-            x
-            if isinstance(x, jax.Array)
-            else jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))
-        ),
-        batch,
-    )
+
+    def put(*leaves: Any) -> jax.Array:
+        shape = (batch_size, *leaves[0].shape[1:])
+
+        def shard(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            for piece, leaf in zip(rows, leaves, strict=True):
+                if piece.start <= start and stop <= piece.stop:
+                    return np.asarray(leaf)[start - piece.start : stop - piece.start]
+            raise AssertionError(f"rows {start} to {stop} are none of {rows}")
+
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    return jax.tree.map(put, *parts)
+
+
+def _check(rows: int, path: str, x: Any) -> None:
+    if not isinstance(x, jax.Array) and np.shape(x)[:1] != (rows,):
+        raise ValueError(f"batches: {path} has the shape {np.shape(x)}, takes {rows} rows")
 
 
 class Prefetch:
@@ -90,7 +104,8 @@ class Prefetch:
                 for draw in range(first, last):
                     if not self._free.get():
                         return
-                    self._ready.put(place(batches(draw, rows), sharding, batch_size, rows))
+                    make = functools.partial(batches, draw)
+                    self._ready.put(place(make, sharding, batch_size, rows))
             except BaseException as error:  # it belongs to the loop, all of it
                 self._ready.put(_Failure(error))
 

@@ -29,9 +29,14 @@ class Progress:
         )
         self._task = self._bar.add_task(description, total=steps, numbers="", left="")
 
-    def update(self, step: int, loss: float, rows_per_second: float, step_seconds: float) -> None:
-        """step: finished steps. The rest is of the last interval; the ETA is reckoned from it."""
-        numbers = f"loss {loss:.4g}, {rows_per_second:.3g} rows/s"
+    def update(
+        self, step: int, loss: float, rate: float, step_seconds: float, unit: str = "rows"
+    ) -> None:
+        """step: finished steps. The rest is of the last interval; the ETA is reckoned from it.
+
+        rate: of `unit`, "tokens" or "rows", a second.
+        """
+        numbers = f"loss {loss:.4g}, {rate:.3g} {unit}/s"
         left = time_left((self._steps - step) * step_seconds)
         self._bar.update(self._task, completed=step, numbers=numbers, left=left)
 

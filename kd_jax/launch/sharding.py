@@ -13,10 +13,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from kd_jax.launch.errors import UserError
-from kd_jax.trees import flatten, map_with_path, match_rules
+from kd_jax.optim import UNDECAYED
+from kd_jax.trees import as_predicate, flatten, map_with_path, match_rules
 from kd_jax.types import TrainState
 
 PyTree = Any
@@ -24,14 +25,15 @@ Rules = Sequence[tuple[str, Any]]  # (path pattern, a logical name or None for e
 Table = Mapping[str, Any]  # logical name -> a mesh axis, several, or None
 
 TABLE: Table = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "embed": "fsdp",
+    "experts": "expert",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    "length": "context",
     "layers": None,
-    "length": None,
     "head_dim": None,
     "features": None,
     "classes": None,
@@ -39,8 +41,13 @@ TABLE: Table = {
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp: for every leaf of a batch."""
+    """Rows over data, fsdp and expert: for every leaf of a batch."""
     return NamedSharding(mesh, PartitionSpec(TABLE["batch"]))
+
+
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return _ways(TABLE["batch"], mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -124,6 +131,19 @@ def with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
 def shardings_of(tree: PyTree) -> PyTree:
     """The sharding of every leaf, of arrays or of ShapeDtypeStructs that carry one."""
     return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def on_host(abstract: PyTree) -> PyTree:
+    """The same ShapeDtypeStructs, all but vectors (biases and scales) in the host's memory."""
+    vector = as_predicate(UNDECAYED)
+
+    def move(path: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if vector(path):
+            return x
+        placed = x.sharding.with_memory_kind("pinned_host")
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+
+    return map_with_path(move, abstract)
 
 
 @contextlib.contextmanager

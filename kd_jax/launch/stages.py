@@ -10,7 +10,15 @@ from jax.sharding import Mesh
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.config import digest
 from kd_jax.launch.errors import UserError
-from kd_jax.launch.sharding import Rules, batch_sharding, shard_tree, with_shardings
+from kd_jax.launch.sharding import (
+    TABLE,
+    Rules,
+    batch_sharding,
+    batch_ways,
+    on_host,
+    shard_tree,
+    with_shardings,
+)
 from kd_jax.launch.weights import Weights, abstract_state
 from kd_jax.steps import guard_non_finite
 from kd_jax.types import Batch, Frozen, Params, TrainState, TrainStep
@@ -19,16 +27,30 @@ PyTree = Any
 REPLICATED: Rules = ((".*", ()),)  # every leaf on every device
 
 
+class Program(NamedTuple):
+    """A function that a stage jits, and what it takes as ShapeDtypeStructs that carry shardings."""
+
+    jitted: Any
+    arguments: tuple[PyTree, ...]
+
+
+def _no_programs(*_: Any) -> Mapping[str, Program]:
+    return {}
+
+
 class Evaluation(NamedTuple):
     """What is measured along a training: at step 0, each `every` steps and at the end.
 
     run(params, carry, frozen) -> {name: number or array}. Numbers go to metrics.jsonl, all of it
     to the artefact: history and rows.
+    plan(params, carry, frozen) -> {name: Program}: what `run` compiles; it is given shapes that
+    carry shardings.
     """
 
     name: str
     every: int
     run: Callable[[Params, PyTree, Frozen], Mapping[str, float | np.ndarray]]
+    plan: Callable[[Params, PyTree, Frozen], Mapping[str, Program]] = _no_programs
 
 
 def model_of(state: TrainState, frozen: Frozen) -> PyTree:
@@ -47,6 +69,9 @@ class Training(NamedTuple):
     paths "aux/...", "carry/..." and "opt_state/..." that should not replicate.
     prepare(state, frozen, batch) -> batch, every `prepare_every` steps, or None.
     result(state, frozen) -> what the artefact keeps (jitted), or None for nothing.
+    host: entries of frozen whose matrices stay in the host's memory; a model fetches each layer as
+        it is used (`models.parts.fetched`). Vectors stay on the device: they are small, and the
+        TPU's compiler refuses to slice packed ones in the host's memory.
     """
 
     step: TrainStep
@@ -64,17 +89,20 @@ class Training(NamedTuple):
     prepare: Callable[[TrainState, Frozen, Batch], Batch] | None = None
     prepare_every: int = 1
     result: Callable[[TrainState, Frozen], PyTree] = model_of
+    host: Sequence[str] = ()
 
 
 class Compute(NamedTuple):
     """A merge, a score, an evaluation pass: run() -> (tree of arrays or None, values).
 
-    values: plain numbers, and arrays, which become the artefact's rows. shapes: of the tree; only
-    a plan needs them, and only where a later training starts from it.
+    values: plain numbers, and arrays, which become the artefact's rows. Only a plan needs the
+    rest: shapes of the tree, where a later stage starts from it; plan(mesh) -> {name: Program},
+    what `run` compiles.
     """
 
     run: Callable[[], tuple[PyTree | None, Mapping[str, Any]]]
     shapes: PyTree = None
+    plan: Callable[[Mesh], Mapping[str, Program]] = _no_programs
 
 
 class Stage(NamedTuple):
@@ -141,11 +169,10 @@ def placed(name: str, training: Training, mesh: Mesh) -> Placed:
     divide it.
     """
     _check(name, training)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if training.batch_size % ways:
+    if training.batch_size % batch_ways(mesh):
+        over = " * ".join(f"--mesh.{axis} {mesh.shape[axis]}" for axis in TABLE["batch"])
         raise UserError(
-            f"stage {name}: batch size {training.batch_size} does not divide over "
-            f"--mesh.data {mesh.shape['data']} * --mesh.fsdp {mesh.shape['fsdp']}"
+            f"stage {name}: batch size {training.batch_size} does not divide over {over}"
         )
     step = guard_non_finite(training.step)
     shapes = _frozen_shapes(training)
@@ -155,6 +182,8 @@ def placed(name: str, training: Training, mesh: Mesh) -> Placed:
         )
         for key, part in shapes.items()
     }
+    for key in training.host:
+        frozen[key] = on_host(frozen[key])
     rows = batch_sharding(mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), training.batch
@@ -176,10 +205,14 @@ def inner(state: TrainState) -> TrainState:
     return state._replace(carry=state.carry["inner"])
 
 
+def shapes_on(weights: Weights, mesh: Mesh, rules: Rules = REPLICATED) -> PyTree:
+    """What `materialise` makes, as ShapeDtypeStructs: for the `plan` of a Compute."""
+    return with_shardings(weights.abstract, shard_tree(weights.abstract, rules, mesh))
+
+
 def materialise(weights: Weights, mesh: Mesh, rules: Rules = REPLICATED) -> PyTree:
     """The arrays of `weights` on the mesh: for the `run` of a Compute."""
-    shapes = weights.abstract
-    return weights.make(with_shardings(shapes, shard_tree(shapes, rules, mesh)))
+    return weights.make(shapes_on(weights, mesh, rules))
 
 
 def mesh_of(tree: PyTree) -> Mesh:
@@ -210,8 +243,9 @@ def _check(name: str, training: Training) -> None:
                 f"stage {name}: evaluation {e.name!r} every {e.every}: takes a name without / and "
                 "at least 1"
             )
-    unknown = set(training.frozen_rules) - set(_frozen_shapes(training))
-    if unknown:
-        raise ValueError(
-            f"stage {name}: frozen_rules names {', '.join(sorted(unknown))}, not in frozen"
-        )
+    for field in ("frozen_rules", "host"):
+        unknown = set(getattr(training, field)) - set(_frozen_shapes(training))
+        if unknown:
+            raise ValueError(
+                f"stage {name}: {field} names {', '.join(sorted(unknown))}, not in frozen"
+            )

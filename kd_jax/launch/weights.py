@@ -81,6 +81,32 @@ def from_checkpoint(path: str | Path) -> Weights:
     return Weights(abstract, make)
 
 
+def cast(weights: Weights, dtype: Any) -> Weights:
+    """The same tree with its floating leaves in `dtype`: a frozen model in bfloat16.
+
+    The tree is made as it was, and each leaf of it given up once it is cast.
+    """
+    dtype = jnp.dtype(dtype)
+
+    def narrow(x: Any) -> jnp.dtype:
+        return dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+
+    def make(placed: PyTree) -> PyTree:
+        def one(x: jax.Array, to: Any) -> jax.Array:
+            if x.dtype == narrow(x):
+                return x
+            y = jax.jit(lambda x: x.astype(narrow(x)), out_shardings=to)(x)
+            x.delete()
+            return y
+
+        shardings = shardings_of(placed)
+        wide = weights.make(with_shardings(weights.abstract, shardings))
+        return jax.tree.map(one, wide, shardings)
+
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, narrow(x)), weights.abstract)
+    return Weights(abstract, make)
+
+
 def joined(**weights: Weights) -> Weights:
     """One tree {name: tree} of several."""
 

@@ -1,10 +1,11 @@
 """Row-wise losses over a vocabulary too large to write out: no [B, T, V], forward or backward.
 
 A row-wise loss maps one position's logits (and what goes with them: a label, the teacher's
-logits) to a number. `_over_chunks` applies one to a head in pieces of `chunk` positions along T,
-keeping B whole so that a batch sharded over devices stays where it is; a vocabulary sharded over
-devices works too. For a factored head the backward pass makes each piece's logits again. Both
-passes may be vmapped, and differentiated once more (unrolled gradient rules) at the same memory.
+logits) to a number. `_over_chunks` applies one to a head in n pieces of at most `chunk` positions
+along T. B stays whole and piece i is positions i::n, so that a batch sharded over devices stays
+where it is, along T too; a vocabulary sharded over devices works as well. For a factored head the
+backward pass makes each piece's logits again. Both passes may be vmapped, and differentiated once
+more (unrolled gradient rules) at the same memory.
 """
 
 import functools
@@ -24,6 +25,9 @@ from kd_jax.types import Head, Logits
 
 PyTree = Any
 Row = Callable[[jax.Array, Any, Any], jax.Array]
+
+# What jax.checkpoint calls the part of a program that is computed a second time.
+RECOMPUTED = "rematted_computation"
 
 
 def token_log_probs(
@@ -102,16 +106,19 @@ def _over_chunks(row: Row, head: Head, rows: PyTree, fixed: PyTree, *, chunk: in
         # As arrays: a head that has passed through a jit boundary holds arrays here anyhow.
         curve = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (head.scale, head.softcap))
         values = _streamed(row, split(head.hidden), head.unembedding, curve, rows, fixed)
-    joined = jnp.moveaxis(values, 0, 1)  # [B, n, C]
+    joined = jnp.moveaxis(values, 0, 2)  # [B, C, n]
     return joined.reshape(joined.shape[0], -1)[:, :length]
 
 
 def _split(x: jax.Array, *, pieces: int) -> jax.Array:
-    """[B, T, ...] -> [n, B, C, ...] with C = ceil(T / n); the end is padded with zeros."""
+    """[B, T, ...] -> [n, B, C, ...] with C = ceil(T / n); the end of T is padded with zeros.
+
+    Piece i is positions i::n: of a T split over devices, each has its part of every piece.
+    """
     batch, length, *rest = x.shape
     size = -(-length // pieces)
     x = jnp.pad(x, [(0, 0), (0, pieces * size - length)] + [(0, 0)] * len(rest))
-    return jnp.moveaxis(x.reshape(batch, pieces, size, *rest), 1, 0)
+    return jnp.moveaxis(x.reshape(batch, size, pieces, *rest), 2, 0)
 
 
 def _multiply(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
@@ -166,7 +173,9 @@ def _backward(row: Row, residuals: PyTree, g: jax.Array):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one(sums: PyTree, x: PyTree) -> tuple[PyTree, jax.Array | None]:
         h, r, g_piece = x
-        _, pull = jax.vjp(lambda z, c: row(_bend(z, c), r, fixed), _multiply(h, unembedding), curve)
+        with jax.named_scope(RECOMPUTED):
+            z = _multiply(h, unembedding)
+            _, pull = jax.vjp(lambda z, c: row(_bend(z, c), r, fixed), z, curve)
         dz, d_curve = pull(g_piece)
         dz = dz.astype(operand)
         d_unembedding = einsum("bcv,bcd->vd", dz, h) if want_unembedding else None

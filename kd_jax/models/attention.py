@@ -6,21 +6,14 @@ so that a program compiled on a CPU host for a TPU topology gets the TPU's kerne
 that of the default backend.
 """
 
-import math
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from flax.core.spmd import get_logical_axis_rules
-from flax.linen import spmd
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-LANES = 128  # a block of the splash kernel is a multiple of it in both directions
-BLOCKS = (512, 256, LANES)
-PADDING = -1  # the segment of what the splash kernel is padded with; the data's padding is 0
+from kd_jax.models.parts import mesh_axes, ways
+from kd_jax.models.splash import splash_attention
+
 CUDNN_HEAD_DIM = 128  # cuDNN's limit for training before Hopper
 
 
@@ -47,6 +40,9 @@ def attention(
         itself, so its rows are finite and nothing else sees it. A query that sees no key at all
         is finite away from TPU, and undefined there.
 
+    T may be split over devices ("length"); k and v are then whole along S, and each device mixes
+    for its own queries. The result is named "mixed" for `jax.checkpoint`.
+
     ValueError names an argument that does not fit the others.
     """
     _check(q, k, v, causal, window, q_segments, kv_segments, q_positions)
@@ -55,7 +51,7 @@ def attention(
         return splash_attention(
             q, k, v, causal=causal, window=window, q_segments=q_segments, kv_segments=kv_segments
         )
-    return dot_product_attention(
+    mixed = dot_product_attention(
         q,
         k,
         v,
@@ -64,8 +60,10 @@ def attention(
         q_segments=q_segments,
         kv_segments=kv_segments,
         q_positions=q_positions,
-        cudnn=platform in ("gpu", "cuda"),
+        # cuDNN's kernel refuses queries that are split along T.
+        cudnn=platform in ("gpu", "cuda") and ways(mesh_axes("length")) == 1,
     )
+    return checkpoint_name(mixed, "mixed")
 
 
 def dot_product_attention(
@@ -108,123 +106,6 @@ def dot_product_attention(
         local_window_size=left_right,
         implementation="cudnn" if cudnn and fits and even and one_sided else "xla",
     )
-
-
-def splash_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    causal: bool,
-    window: int | None,
-    q_segments: jax.Array | None = None,
-    kv_segments: jax.Array | None = None,
-    interpret: bool = False,
-) -> jax.Array:
-    """`attention` by the splash kernel (block-sparse flash attention) on TPU.
-
-    Lengths are padded to multiples of 128 with a segment of their own. A kernel cannot be
-    partitioned by the compiler: with a mesh in context it runs on each device's rows and heads,
-    cut as flax's logical axis rules say for "batch", "heads" and "kv_heads".
-
-    interpret: run the kernel's Python on the CPU, for tests.
-    """
-    length, source = q.shape[1], k.shape[1]
-    block = next(size for size in BLOCKS if max(_up(length), _up(source)) % size == 0)
-    rows, columns = (math.ceil(n / block) * block for n in (length, source))
-    if q_segments is None or kv_segments is None:
-        q_segments = jnp.zeros((q.shape[0], length), jnp.int32)
-        kv_segments = jnp.zeros((q.shape[0], source), jnp.int32)
-        plain = (rows, columns) == (length, source)
-    else:
-        plain = False
-
-    def pad(x: jax.Array, to: int, value: int = 0) -> jax.Array:
-        widths = [(0, 0), (0, to - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-        return jnp.pad(x, widths, constant_values=value)
-
-    def local(q, k, v, q_segments, kv_segments):
-        kernel = splash.make_splash_mha(
-            mask=masks.MultiHeadMask([_mask(rows, columns, causal, window)] * q.shape[2]),
-            block_sizes=_blocks(block),
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=interpret,
-        )
-        scaled = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
-        heads_first = (
-            jnp.swapaxes(pad(x, n), 1, 2) for x, n in ((scaled, rows), (k, columns), (v, columns))
-        )
-        segments = (
-            ()
-            if plain
-            else (
-                splash.SegmentIds(
-                    pad(q_segments, rows, PADDING), pad(kv_segments, columns, PADDING)
-                ),
-            )
-        )
-        out: Any = jax.vmap(kernel)(*heads_first, *segments)
-        return jnp.swapaxes(out, 1, 2)[:, :length]
-
-    return _on_shards(local, q, k, v, q_segments, kv_segments)
-
-
-def _up(n: int) -> int:
-    return math.ceil(n / LANES) * LANES
-
-
-def _mask(rows: int, columns: int, causal: bool, window: int | None) -> masks.Mask:
-    if window is not None:
-        back = window - 1
-        return masks.LocalMask((rows, columns), (back, 0 if causal else back), offset=0)
-    return masks.CausalMask((rows, columns)) if causal else masks.FullMask((rows, columns))
-
-
-def _blocks(block: int) -> splash.BlockSizes:
-    return splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        block_q_dq=block,
-        block_kv_dq=block,
-    )
-
-
-def _on_shards(local, q, k, v, q_segments, kv_segments):
-    """local(...) on each device's rows and heads; as it is where there is no mesh in context."""
-    mesh = jax.sharding.get_abstract_mesh()
-    rules = get_logical_axis_rules()
-    if mesh.empty or not rules:
-        return local(q, k, v, q_segments, kv_segments)
-    batch, heads, kv_heads = (
-        (spmd.logical_to_mesh_axes((name,), rules) or (None,))[0]
-        for name in ("batch", "heads", "kv_heads")
-    )
-    if q.shape[0] % _size(mesh, batch):
-        batch = None
-    if q.shape[2] % _size(mesh, heads):
-        heads = None
-    if kv_heads != heads or k.shape[2] % _size(mesh, heads):
-        # Heads in groups are cut only along whole groups; else every query head gets its own.
-        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-    spec, rows = PartitionSpec(batch, None, heads, None), PartitionSpec(batch, None)
-    mapped = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(spec, spec, spec, rows, rows),
-        out_specs=spec,
-        check_vma=False,  # the kernel's outputs carry no such types
-    )
-    return mapped(q, k, v, q_segments, kv_segments)
-
-
-def _size(mesh: jax.sharding.AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[name] for name in names)
 
 
 def _platform() -> str:

@@ -1,14 +1,15 @@
 """The shape of a decoder language model."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 
 from kd_jax.models.rope import Scaling
 
 FLOATS = ("float32", "bfloat16", "float16")
+# What a layer can keep for the backward pass. The MLP's output is not among them: the backward
+# pass never reads it.
+KEPT = ("qkv", "mixed", "attention", "gate_up")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,12 @@ class DecoderConfig:
     """Layers stacked on a leading axis and scanned, or one subtree a layer, unrolled."""
     remat: bool = True
     """Recompute each layer in the backward pass rather than keep its activations."""
-    remat_policy: Callable[..., Any] | None = None
-    """What to keep all the same, from jax.checkpoint_policies; the outputs of a layer's two
-    halves are named "attention" and "mlp". None: nothing but the layer's input."""
+    remat_save: tuple[str, ...] = ()
+    """What a layer keeps all the same, besides its input: "qkv" (queries, keys and values as the
+    attention takes them), "mixed" (what it gives, before the output product), "attention" (after
+    that product), "gate_up" (the two wide products of the MLP)."""
+    remat_offload: tuple[str, ...] = ()
+    """Names of the same kind: kept in the host's memory, and fetched in the backward pass."""
     logits_head: bool = False
     """The head is `Logits` [B, T, V] rather than `Factored`."""
 
@@ -80,8 +84,18 @@ class DecoderConfig:
             raise ValueError(f"kv_heads: got {self.kv_heads}, takes a divisor of {self.heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim: got {self.head_dim}, takes an even number")
-        if self.remat_policy is not None and not self.remat:
-            raise ValueError("remat_policy: got a policy without remat, takes None there")
+        for name in ("remat_save", "remat_offload"):
+            given = getattr(self, name)
+            unknown = [x for x in given if x not in KEPT]
+            if unknown:
+                raise ValueError(f"{name}: got {', '.join(unknown)}, takes {', '.join(KEPT)}")
+            if given and not self.remat:
+                raise ValueError(f"{name}: got {', '.join(given)} without remat, takes () there")
+        both = sorted(set(self.remat_save) & set(self.remat_offload))
+        if both:
+            raise ValueError(
+                f"remat_offload: got {', '.join(both)}, takes what remat_save does not have"
+            )
 
     @property
     def compute_dtype(self) -> jnp.dtype:

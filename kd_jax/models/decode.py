@@ -16,7 +16,7 @@ from kd_jax.models.decoder import (
     rotary_tables,
     run_block,
 )
-from kd_jax.models.parts import rms_norm
+from kd_jax.models.parts import fetched, rms_norm
 from kd_jax.types import PyTree
 
 
@@ -91,5 +91,5 @@ def step(
 
 
 def _logits(config: DecoderConfig, params: PyTree, stream: jax.Array) -> jax.Array:
-    final = rms_norm(stream, params["final_norm"]["scale"], config.norm_eps)
+    final = rms_norm(stream, fetched(params["final_norm"]["scale"]), config.norm_eps)
     return head(config, params, final).logits()[:, 0]

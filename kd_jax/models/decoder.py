@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from kd_jax.models import layout, rope
 from kd_jax.models.attention import attention
 from kd_jax.models.config import DecoderConfig
-from kd_jax.models.parts import matmul, named, rms_norm
+from kd_jax.models.parts import fetched, matmul, mesh_axes, named, rms_norm, ways
 from kd_jax.trees import nest
 from kd_jax.types import Factored, Logits, Model, ModelOutput, PyTree
 
@@ -163,7 +163,7 @@ def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
         # elimination to merge, so the barrier against it would only cost speed.
         block = jax.checkpoint(
             block,
-            policy=config.remat_policy,
+            policy=_policy(config),
             prevent_cse=not config.scan,
             static_argnums=() if config.scan else (1,),
         )
@@ -180,7 +180,7 @@ def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
     stream, streams = over_layers(config, params["layers"], body, stream)
     if wanted:
         found |= {name: streams[i] for i, name in enumerate(blocks)}
-    final = rms_norm(stream, params["final_norm"]["scale"], config.norm_eps)
+    final = rms_norm(stream, fetched(params["final_norm"]["scale"]), config.norm_eps)
     if "final" in add:
         final += add["final"].astype(final.dtype)
     found["final"] = final
@@ -192,6 +192,19 @@ def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
         {name: found[name] for name in taps},
         state,
     )
+
+
+def _policy(config: DecoderConfig) -> Callable[..., Any] | None:
+    """What jax.checkpoint keeps of a layer."""
+    policies, save, offload = jax.checkpoint_policies, config.remat_save, config.remat_offload
+    if offload:
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=save,
+            names_which_can_be_offloaded=offload,
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return policies.save_only_these_names(*save) if save else None
 
 
 def over_layers(
@@ -213,14 +226,17 @@ def over_layers(
 
 def embed(config: DecoderConfig, params: PyTree, tokens: jax.Array) -> jax.Array:
     """The embeddings of tokens [B, T], in the compute dtype."""
-    rows = jnp.take(params["embed"]["embedding"], tokens, axis=0, mode="fill", fill_value=jnp.nan)
+    table = _gathered(fetched(params["embed"]["embedding"]))
+    rows = jnp.take(table, tokens, axis=0, mode="fill", fill_value=jnp.nan)
     return named(rows.astype(config.compute_dtype), "batch", "length", None)
 
 
 def head(config: DecoderConfig, params: PyTree, final: jax.Array) -> Factored:
     """The vocabulary head over the normed stream [B, T, D]."""
-    table = params["embed" if config.tied else "unembed"]["embedding"]
-    return Factored(final, table.astype(config.compute_dtype), softcap=config.softcap)
+    table = fetched(params["embed" if config.tied else "unembed"]["embedding"])
+    # Whole along D before the loss cuts T into pieces: gathered once, not once a piece.
+    table = named(table.astype(config.compute_dtype), "vocab", None)
+    return Factored(final, table, softcap=config.softcap)
 
 
 def default_positions(tokens: jax.Array) -> jax.Array:
@@ -244,8 +260,10 @@ def run_block(
     """One layer: (stream [B, T, D] after it, what attend gave besides).
 
     attend(q [B, T, H, K], k [B, T, G, K], v) -> (mixed values [B, T, H, K], anything), with q and
-    k rotated: plain attention in training, a cache in decoding.
+    k rotated: plain attention in training, a cache in decoding. Where T is split over devices, q
+    stays split, and k and v are gathered along it (as in Llama 3, arXiv 2407.21783, section 3.3.2).
     """
+    layer = fetched(layer)
     attn, mlp, eps = layer["attn"], layer["mlp"], config.norm_eps
     normed = rms_norm(stream, layer["attn_norm"]["scale"], eps)
 
@@ -260,12 +278,21 @@ def run_block(
     if config.qk_norm:
         q = rms_norm(q, attn["q_norm"]["scale"], eps)
         k = rms_norm(k, attn["k_norm"]["scale"], eps)
-    mixed, extra = attend(rope.rotate(q, table), rope.rotate(k, table), v)
+    turned = (rope.rotate(q, table), rope.rotate(k, table), v)
+    q, k, v = (checkpoint_name(x, "qkv") for x in turned)
+    if ways(mesh_axes("length")) > 1:
+        k, v = (
+            named(x.reshape(*x.shape[:2], -1), "batch", None, "kv_heads").reshape(x.shape)
+            for x in (k, v)
+        )
+    mixed, extra = attend(q, k, v)
     mixed = named(mixed.reshape(*mixed.shape[:2], -1), "batch", "length", "heads")
     stream += checkpoint_name(matmul(mixed, attn["o"]["kernel"]), "attention")
 
     normed = rms_norm(stream, layer["mlp_norm"]["scale"], eps)
-    gate, up = matmul(normed, mlp["gate"]["kernel"]), matmul(normed, mlp["up"]["kernel"])
+    gate, up = (
+        checkpoint_name(matmul(normed, mlp[name]["kernel"]), "gate_up") for name in ("gate", "up")
+    )
     hidden = named(jax.nn.silu(gate) * up, "batch", "length", "mlp")
-    stream += checkpoint_name(matmul(hidden, mlp["down"]["kernel"]), "mlp")
+    stream += matmul(hidden, mlp["down"]["kernel"])
     return named(stream, "batch", "length", None), extra

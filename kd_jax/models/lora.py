@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from kd_jax.models.parts import fetched
 from kd_jax.trees import PyTree, Rule, as_predicate, flatten, map_with_path, nest
 
 LogicalRules = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -53,8 +54,9 @@ def attach(
     """base with W + (alpha / r) a @ b in place of each adapted kernel W; other leaves as they are.
 
     The sum is float32 and then has `dtype`, by default that of W. The merged kernels exist while
-    the result is used; their cost is in * out * r products a kernel. Gradients reach a and b, and
-    W where it is differentiated. ValueError if lora does not fit base.
+    the result is used, on the device even where W is in host memory; their cost is in * out * r
+    products a kernel. Gradients reach a and b, and W where it is differentiated. ValueError if
+    lora does not fit base.
     """
     pairs = flatten(lora)
     stems = {path.rpartition("/")[0] for path in pairs}
@@ -70,7 +72,7 @@ def attach(
         if shape != leaf.shape or a.shape[-1] != b.shape[-2]:
             raise ValueError(f"lora: {path} is {a.shape} @ {b.shape}, base has {leaf.shape}")
         product = jnp.matmul(a, b, preferred_element_type=jnp.float32)
-        total = leaf.astype(jnp.float32) + (alpha / a.shape[-1]) * product
+        total = fetched(leaf).astype(jnp.float32) + (alpha / a.shape[-1]) * product
         return total.astype(leaf.dtype if dtype is None else dtype)
 
     return map_with_path(merged, base)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.common import Places, linear, normals, to_float
+from kd_jax.models.parts import fetched
 from kd_jax.types import Logits, Model, ModelOutput
 
 PyTree = Any
 
-# Small enough to stand whole on every device.
+# Small enough to stand whole on every device, and of widths that a mesh need not divide.
 RULES = ((r"layer_\d+/kernel", (None, None)), (r"layer_\d+/bias", (None,)))
 
 
@@ -69,7 +70,7 @@ def mlp(config: MLPConfig) -> Model:
         x = to_float(inputs["inputs"])
         x = x.reshape(x.shape[0], -1)
         for i, name in enumerate(places):
-            x = linear(params[f"layer_{i}"], place(name, x))
+            x = linear(fetched(params[f"layer_{i}"]), place(name, x))
             x = x if i == len(config.widths) else jax.nn.relu(x)
         return ModelOutput(Logits(x), place.found, state)
 

@@ -1,7 +1,11 @@
-"""What decoder layers are made of: norm, matrix product and named activations."""
+"""What models are made of: norm, matrix product, named activations, weights in host memory."""
+
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.core.spmd import get_logical_axis_rules
 from flax.linen import spmd
 from jaxtyping import Array, Float
 
@@ -59,3 +63,32 @@ def named(x: jax.Array, *axes: str | None) -> jax.Array:
     Does nothing unless flax's logical axis rules and a mesh (`jax.set_mesh`) are in context.
     """
     return spmd.with_logical_constraint(x, axes)
+
+
+def mesh_axes(name: str) -> str | tuple[str, ...] | None:
+    """The mesh axes that a logical name lies on, in the rules in context; None for no rules."""
+    rules = get_logical_axis_rules()
+    if jax.sharding.get_abstract_mesh().empty or not rules:
+        return None
+    return (spmd.logical_to_mesh_axes((name,), rules) or (None,))[0]
+
+
+def ways(axes: str | tuple[str, ...] | None) -> int:
+    """Into how many parts these axes of the mesh in context cut a dimension."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in names)
+
+
+def fetched(tree: Any) -> Any:
+    """The tree with its arrays in host memory brought to the device; the others as they are.
+
+    Frozen weights may be arguments in host memory (sharding with memory_kind "pinned_host"). Called
+    on a layer inside a scan or a checkpoint, one layer at a time is on the device.
+    """
+
+    def fetch(x: Any) -> Any:
+        if jax.typeof(x).memory_space == jax.memory.Space.Host:
+            return jax.device_put(x, jax.memory.Space.Device)
+        return x
+
+    return jax.tree.map(fetch, tree)

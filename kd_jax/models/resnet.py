@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.common import Places, along_last, linear, normals, to_float
-from kd_jax.models.parts import named
+from kd_jax.models.parts import fetched, named
 from kd_jax.trees import check_same, nest
 from kd_jax.types import Logits, Model, ModelOutput, PyTree
 
@@ -181,6 +181,7 @@ def resnet(config: ResNetConfig, *, norm: Norm | None = None) -> Model:
         taps: Collection[str] = (),
         add: Mapping[str, jax.Array] = {},
     ) -> ModelOutput:
+        params = fetched(params)
         x = named(to_float(inputs["inputs"]), "batch", None, None, None)
         check_same("state", state, "model.state()", jax.eval_shape(initial_state))
         place = Places(places, taps, add)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kd_jax.models.attention import attention
 from kd_jax.models.common import Places, layer_norm, linear, normals, to_float
-from kd_jax.models.parts import named
+from kd_jax.models.parts import fetched, named
 from kd_jax.trees import nest
 from kd_jax.types import Logits, Model, ModelOutput, PyTree
 
@@ -103,10 +103,11 @@ def vit(config: ViTConfig) -> Model:
         add: Mapping[str, jax.Array] = {},
     ) -> ModelOutput:
         place = Places(places, taps, add)
+        params = {name: x if name in names else fetched(x) for name, x in params.items()}
         x = linear(params["embed"], _patches(config, to_float(inputs["inputs"])))
         x = place("embed", _named(x + params["position"]["embedding"].astype(x.dtype)[None]))
         for name in names:
-            x = place(name, _named(_block(config, params[name], x)))
+            x = place(name, _named(_block(config, fetched(params[name]), x)))
         x = place("pooled", layer_norm(params["final_norm"], x).mean(1))
         return ModelOutput(Logits(linear(params["head"], x)), place.found, state)
 
@@ -133,4 +134,5 @@ def _block(config: ViTConfig, params: PyTree, x: jax.Array) -> jax.Array:
 
 
 def _named(x: jax.Array) -> jax.Array:
-    return named(x, "batch", "length", None)
+    # Patches are too few to be split.
+    return named(x, "batch", None, None)

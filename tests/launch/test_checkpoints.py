@@ -12,8 +12,12 @@ from kd_jax.launch.checkpoints import Checkpoints
 from kd_jax.launch.errors import NonFinite, UserError
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 
-# Orbax leaves reads under way when one of them fails; what they then raise reaches nobody.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# Orbax leaves reads under way when one of them fails; what they then raise reaches nobody, and
+# those that had not begun are never awaited.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
 
 IDENTITY = {"beta": 0.1, "data": {"names": ("a", "b")}}
 
@@ -209,6 +213,16 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be written") as caught:
         Checkpoints(tmp_path / "file" / "checkpoints", IDENTITY)
     assert caught.value.exit_code == 2
+
+
+def test_the_last_save_of_a_run_is_awaited(made, tmp_path):
+    state, _, _ = made
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        checkpoints.save(3, other(state, 3))
+        checkpoints.save(3, other(state, 3), wait=True)  # of a step that is under way, too
+        assert [file.name for file in tmp_path.iterdir()] == ["3"]
+        checkpoints.save(6, other(state, 6), wait=True)
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["3", "6"]
 
 
 def test_parameters_that_are_not_finite_are_not_saved(made, tmp_path):

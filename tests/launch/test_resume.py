@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kd_jax.launch.meter import MEASURED
+
 TESTS = Path(__file__).parents[1]
 
 
@@ -19,9 +21,7 @@ def environment():
 
 def metrics(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["rows_per_second"]
-    return records
+    return [{k: v for k, v in record.items() if k not in MEASURED} for record in records]
 
 
 @pytest.mark.parametrize("seed", [0])

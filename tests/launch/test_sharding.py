@@ -148,7 +148,7 @@ def test_carry_follows_and_extra_rules_come_first(mesh):
 
     extra = [("carry/bank", ("batch", None)), ("aux/proj", ("embed", None))]
     found = shard_state(state, RULES, mesh, extra=extra)
-    assert found.carry["bank"].spec == P(("data", "fsdp"), None)
+    assert found.carry["bank"].spec == P(("data", "fsdp", "expert"), None)
     assert found.params["aux"]["proj"].spec == P("fsdp", None)
     moments = [s.spec for s in jax.tree.leaves(found.opt_state[0].mu["aux"])]
     assert moments == [P("fsdp", None)]

@@ -1,5 +1,6 @@
 """Stages: their keys, their artefacts, runs that go on where they were killed."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -18,7 +19,9 @@ from kd_jax.launch.artefacts import Artefact, NotPlanned
 from kd_jax.launch.config import identity, plain
 from kd_jax.launch.errors import UserError
 from kd_jax.launch.execute import Run, carry_out
+from kd_jax.launch.goodput import Events
 from kd_jax.launch.mesh import MeshConfig, make_mesh
+from kd_jax.launch.meter import MEASURED
 from kd_jax.launch.stages import Compute, Evaluation, Stage, Training, keys, materialise, mesh_of
 from kd_jax.steps import make_train_step
 from kd_jax.types import Objective, Output, weighted_sum
@@ -54,7 +57,7 @@ def lines(file):
 
 def numbers(file):
     """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in line.items() if k != "rows_per_second"} for line in lines(file)]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines(file)]
 
 
 # --- keys
@@ -286,7 +289,9 @@ def training(rows=8, **changes) -> Training:
 def launch(tmp_path, work, mesh=None):
     config = toy.Config(checkpoint_every=1)
     mesh = make_mesh(mesh or MeshConfig())
-    return carry_out(Run(tmp_path, mesh, config, "t", lambda _: None), "t", work, "0", {})
+    with contextlib.closing(Events(tmp_path / "events.jsonl")) as events:
+        run = Run(tmp_path, mesh, config, "t", lambda _: None, events)
+        return carry_out(run, "t", work, "0", {})
 
 
 def test_frozen_weights_and_prepare_reach_the_step(tmp_path):

@@ -80,3 +80,9 @@ def test_joined(mesh):
     tree = both.make(where)
     assert tree["base"]["w"].sharding.spec == P("fsdp", "tensor")
     np.testing.assert_array_equal(tree["mask"]["m"], np.arange(4.0))
+
+
+def test_cast_narrows_floating_leaves_only(mesh):
+    tree = {"w": np.full((8, 4), 1.001, np.float32), "b": np.arange(4, dtype=np.int32)}
+    made = weights.cast(weights.from_arrays(tree), jnp.bfloat16)
+    check(made, mesh, {"w": jnp.full((8, 4), 1.001, jnp.bfloat16), "b": tree["b"]})

@@ -109,7 +109,11 @@ def test_rope_scalings():
         {"window": 0},
         {"softcap": -1.0},
         {"dtype": "float8"},
-        {"remat": False, "remat_policy": jax.checkpoint_policies.everything_saveable},
+        {"remat": False, "remat_save": ("qkv",)},
+        {"remat": False, "remat_offload": ("qkv",)},
+        {"remat_save": ("mlp",)},
+        {"remat_offload": ("qkv", "gates")},
+        {"remat_save": ("qkv", "mixed"), "remat_offload": ("mixed",)},
     ],
     ids=lambda change: list(change)[-1],
 )

@@ -4,6 +4,7 @@ AdamW, trained through the fit loop. As a script it is one process of a run (see
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -140,13 +141,35 @@ def hold(state, frozen, batch):
     return batch | {"inputs": batch["inputs"] + shift}
 
 
-def run_process(folder, *, steps, every, fsdp=1, tensor=1, delay=0.0, prepare_every=1):
-    """One start of the run in `folder`: to its end, or 75 when preempted. The exit code."""
+def run_process(
+    folder,
+    *,
+    steps,
+    every,
+    fsdp=1,
+    tensor=1,
+    delay=0.0,
+    hang_at=-1,
+    prepare_every=1,
+    until=None,
+    interleaved=False,
+):
+    """One start of the run in `folder`: to its end, or 75 when preempted. The exit code.
+
+    hang_at: the draw of the data for which the last process waits and waits. until: finish with
+    this step, as if it were the last. interleaved: devices of the processes take turns in the mesh.
+    """
     folder = Path(folder)
-    mesh = make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor))
+    devices = jax.devices()
+    if interleaved:
+        devices = sorted(devices, key=lambda d: (d.id % jax.local_device_count(), d.process_index))
+    mesh = make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), devices)
+    (folder / f"pid-{jax.process_index()}").write_text(str(os.getpid()))
 
     def slow(step, rows):
         time.sleep(delay)
+        while step == hang_at and jax.process_index() == jax.process_count() - 1:
+            time.sleep(1)
         return batches(step, rows)
 
     held = {"prepare": hold, "prepare_every": prepare_every} if prepare_every > 1 else {}
@@ -162,7 +185,7 @@ def run_process(folder, *, steps, every, fsdp=1, tensor=1, delay=0.0, prepare_ev
         try:
             state = train(
                 mesh,
-                steps=steps,
+                steps=until or steps,
                 checkpoints=checkpoints,
                 batches=slow,
                 writer=writer,
@@ -172,6 +195,8 @@ def run_process(folder, *, steps, every, fsdp=1, tensor=1, delay=0.0, prepare_ev
             )
         except (Preempted, NonFinite) as stop:
             return stop.exit_code
+    if until is not None:
+        return 0
     found = values_of(state, mesh)
     values, rows = evaluate(EVAL_STEP, state.params, {}, {}, examples(), batch_size=ROWS, mesh=mesh)
     if runtime.is_main():
@@ -185,12 +210,15 @@ def main(argv=None):
     """python tiny_run.py FOLDER --devices 4 --steps 9 ...; joins others by the environment."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
-    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--devices", type=int)
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--every", type=int, default=3)
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--hang-at", type=int, default=-1)
+    parser.add_argument("--until", type=int)
+    parser.add_argument("--interleaved", action="store_true")
     parser.add_argument("--cache", default="")
     args = vars(parser.parse_args(argv))
     runtime.init(args.pop("devices"), cache=args.pop("cache"))

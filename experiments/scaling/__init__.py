@@ -1,0 +1,1 @@
+"""Throughput and memory of steps at scale, measured and planned."""
