@@ -2,10 +2,12 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
-TOPOLOGIES ?= v5e:4x4 v5p:2x2x1
+TOPOLOGIES ?= v5e:2x2
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+LIBTPU := .cache/libtpu
+WITH_LIBTPU := PYTHONPATH=$(LIBTPU) ALLOW_MULTIPLE_LIBTPU_LOAD=1
 SHELL_SCRIPTS := .ci/run $(wildcard tpu_scripts/*.sh tpu_scripts/*/*.sh tpu_scripts/slurm/*.sbatch)
 
 # Compiled programs are kept between runs: tests and examples are made of many small ones.
@@ -13,7 +15,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup quickstart test smoke lint typecheck format docs report publish plans bench clean
+.PHONY: help setup quickstart test processes smoke lint typecheck format docs report publish aot plans bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,8 +34,13 @@ quickstart: $(STAMP) ## distil, unlearn and merge in small, under three minutes 
 
 # Two workers, a core each: numerical libraries inside them must not start a thread a core too.
 # worksteal keeps the tests of a file, which share compiled programs, mostly on one worker.
-test: $(STAMP) ## run the tests; WORKERS=n for n processes
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal
+
+test: $(STAMP) ## run the tests but those of `processes`; WORKERS=n for n processes
+	$(PYTEST) -n $(WORKERS) -m "not multiprocess"
+
+processes: $(STAMP) ## run the tests that start several processes of jax, one after the other
+	$(PYTEST) -n 0 -m multiprocess
 
 smoke: $(STAMP) ## run every experiment at smoke, one process a family
 	@families=$$($(BIN)/python -m tools.smoke --families) || exit; failed=0; \
@@ -65,10 +72,19 @@ publish: $(STAMP) ## publish RUN=runs/...: copy its small files to experiments/r
 	@test -n "$(RUN)" || { echo "name a run: make publish RUN=runs/FAMILY/MODULE/PRESET-HASH"; exit 2; }
 	$(BIN)/python -m kd_jax.launch.publish "$(RUN)"
 
-plans: $(STAMP) ## say if each paper preset fits on TOPOLOGIES, compiled without the hardware
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tpu]'
-	$(BIN)/python -m kd_jax.launch.plan $$($(BIN)/python -m experiments --names paper) \
-	    --preset paper --topologies $(TOPOLOGIES)
+# In a folder of its own: where libtpu is installed, jax looks for a TPU at every start.
+$(LIBTPU)/.installed: constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --target $(LIBTPU) --upgrade \
+	    --constraint constraints.txt libtpu
+	touch $@
+
+aot: $(STAMP) $(LIBTPU)/.installed ## compile every smoke preset, and what tests ask for, for TPUs that are not there
+	$(WITH_LIBTPU) $(BIN)/python -m kd_jax.launch.plan $$($(BIN)/python -m experiments --names smoke) \
+	    --presets smoke --topologies $(TOPOLOGIES)
+	$(WITH_LIBTPU) $(PYTEST) -n $(WORKERS) -m libtpu
+
+plans: $(STAMP) $(LIBTPU)/.installed ## plan 1B, 7B and 70B models on large slices; writes docs/scaling.md (an hour)
+	$(WITH_LIBTPU) $(BIN)/python -m tools.scaling
 
 bench: $(STAMP) ## time ours against hand-written references; writes bench.json
 	$(BIN)/python -m benchmarks

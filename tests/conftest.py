@@ -5,6 +5,7 @@ listed at the end of a run; with KD_JAX_REQUIRE_DATA naming markers ("data,smoll
 test that carries one of them fails the run.
 """
 
+import importlib.util
 import os
 
 import hypothesis
@@ -26,7 +27,11 @@ hypothesis.settings.load_profile("kd_jax")
 
 
 def pytest_collection_modifyitems(items):
-    """Tests for an accelerator run on that platform only."""
+    """Tests for an accelerator run on that platform only, those for libtpu where it is."""
+    if importlib.util.find_spec("libtpu") is None:
+        for item in items:
+            if item.get_closest_marker("libtpu"):
+                item.add_marker(pytest.mark.skip(reason="libtpu is not installed: make aot"))
     for marker, platform in (("gpu", "cuda"), ("tpu", "tpu")):
         for item in items:
             if item.get_closest_marker(marker) and platform != PLATFORM:

@@ -79,7 +79,7 @@ def test_experiments_have_the_outline_of_one(name):
     assert f"python -m {name} smoke" in module.__doc__, "the docstring says how to run it"
     assert {"smoke", "laptop"} <= set(module.PRESETS)
     assert all(isinstance(preset, module.Config) for preset in module.PRESETS.values())
-    assert module.CLAIMS
+    assert module.CLAIMS or "No paper's claim" in module.__doc__
     assert callable(module.stages)
     assert callable(module.report)
 

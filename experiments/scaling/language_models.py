@@ -4,6 +4,7 @@ No paper's claim: the steps that experiments are made of, on random weights and 
 a mesh can be chosen before data and weights are there. `--plan` compiles them for chips that are
 not there; a run measures tokens a second and the share of the chips' peak.
 
+    python -m experiments.scaling.language_models smoke                      # 15 s
     python -m experiments.scaling.language_models laptop                     # a minute
     python -m experiments.scaling.language_models 7b --plan v5e:16x16 --mesh.tensor 4
     python -m experiments.scaling.language_models 7b --mesh.data 1 --mesh.fsdp -1   # on a slice
@@ -60,7 +61,7 @@ class Config(Settings):
     microbatches: int = 1
     """Parts into which each batch is cut to save memory."""
     remat_save: tuple[str, ...] = ()
-    """What layers keep for the backward pass instead of computing it again: attention, mlp."""
+    """What layers keep for the backward pass: of qkv, mixed, attention, gate_up."""
     frozen_on_host: bool = not_identity(False)
     """Keep the frozen model's matrices in the host's memory."""
     steps: int = 20

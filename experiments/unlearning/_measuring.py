@@ -1,4 +1,5 @@
-"""What npo_tofu measures: answers along a training, and all of a finished model's scores.
+"""What npo_tofu measures: answers along a training, all of a finished model's scores, and what NPO
+compares with.
 
 `config` is that of the experiment.
 """
@@ -7,10 +8,21 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from experiments.unlearning import _questions, _scores
 from experiments.unlearning._language import Language
+from kd_jax.launch import precompute
 from kd_jax.launch.mesh import make_mesh
-from kd_jax.launch.stages import Compute, Evaluation, Program, materialise, mesh_of, shapes_on
+from kd_jax.launch.stages import (
+    Compute,
+    Evaluation,
+    Program,
+    Stage,
+    materialise,
+    mesh_of,
+    shapes_on,
+)
 from kd_jax.models import decoder
 from kd_jax.objectives.combinators import own_weights
 from kd_jax.types import Policy
@@ -56,7 +68,7 @@ def finished(config: Any, language: Language, artefact: Any) -> Compute:
         found = _scores.probabilities(scores)
         if config.wrong:
             found |= _scores.truth_ratios(scores, config.wrong)
-        return None, found | {"forget_log_prob": scores["forget"].log_prob}
+        return None, found
 
     def plan(mesh: Any) -> Mapping[str, Program]:
         weights = shapes_on(artefact.weights(), mesh, decoder.rules(language.config))
@@ -64,6 +76,34 @@ def finished(config: Any, language: Language, artefact: Any) -> Compute:
         return _scores.scorer_programs(language.model, own_weights, params, {}, **_sizes(config))
 
     return Compute(measure, plan=plan)
+
+
+def forget_rows(config: Any, language: Language) -> dict[str, Any]:
+    """The answers to forget, as training rows."""
+    records = _questions.load(config.data).forget
+    return _questions.answer_rows(language.tokenizer(), records, config.data.length)
+
+
+def reference(config: Any, language: Language, name: str, model: str, depends: Any) -> Stage:
+    """A stage that stores the log-probability of each answer to forget under a stage's model."""
+
+    def score(found, rows) -> dict[str, Any]:
+        mesh = make_mesh(config.mesh)
+        weights = materialise(found[model].weights(), mesh, decoder.rules(language.config))
+        scorer = _scores.make_scorer(
+            language.model, own_weights, mesh=mesh, batch_size=config.score_batch
+        )
+        scores = scorer({"model": weights, "aux": {}}, {}, {"forget": rows})
+        return {"log_prob": scores["forget"].log_prob.astype(np.float32)}
+
+    return precompute.stage(
+        name,
+        score=score,
+        data=lambda: forget_rows(config, language),
+        model=lambda found: precompute.model_hash(found[model]),
+        needs=(model,),
+        depends=depends,
+    )
 
 
 def _sizes(config: Any) -> dict[str, int]:

@@ -24,14 +24,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import tyro
 
 from experiments.unlearning import _language, _measuring, _questions, _report, _scores
 from experiments.unlearning._learning import Learning
 from experiments.unlearning._methods import METHODS, REFERENCE
 from kd_jax.data import pairs, sources
-from kd_jax.launch import run
+from kd_jax.launch import precompute, run
 from kd_jax.launch.config import Settings, check_positive, digest
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import Stage, Training
@@ -90,7 +89,7 @@ PRESETS = {
         decoder=_language.TINY,
         data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=20, batch_size=20),
-        unlearn=Learning(rate=2e-3, epochs=16, batch_size=10),
+        unlearn=Learning(rate=2e-3, epochs=24, batch_size=20),
         evaluations=3,
         wrong_answers=2,
         score_batch=20,
@@ -143,6 +142,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
     return (
         Stage("finetune", lambda _: _parts(config, language, retained_only=False), (), before),
         score_of("finetune"),
+        _measuring.reference(config, language, "reference", "finetune", {}),
         *(
             stage
             for method in METHODS
@@ -150,7 +150,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
                 Stage(
                     method,
                     functools.partial(_forgetting, config, language, method),
-                    ("finetune", "finetune_score"),
+                    ("finetune", "reference"),
                     forgetting | {"method": method},
                 ),
                 score_of(method),
@@ -189,10 +189,15 @@ def _forgetting(config: Config, language: _language.Language, method: str, found
 
     @functools.cache
     def source() -> sources.Source:
-        questions, tokenizer = _questions.load(data), language.tokenizer()
-        forget = _questions.answer_rows(tokenizer, questions.forget, data.length)
-        forget[REFERENCE] = found["finetune_score"].rows["forget_log_prob"].astype(np.float32)
-        retain = _questions.answer_rows(tokenizer, questions.retain, data.length)
+        forget = _measuring.forget_rows(config, language)
+        stored = precompute.rows_of(
+            found["reference"],
+            data=precompute.data_hash(forget),
+            model=precompute.model_hash(found["finetune"]),
+        )
+        forget[REFERENCE] = stored["log_prob"]
+        records = _questions.load(data).retain
+        retain = _questions.answer_rows(language.tokenizer(), records, data.length)
         return pairs.forget_retain(forget, retain, seed=config.seed, batch_size=learning.batch_size)
 
     batch = {

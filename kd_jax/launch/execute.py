@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kd_jax.launch import artefacts, chips, flops, runtime
+from kd_jax.launch import artefacts, runtime
 from kd_jax.launch.artefacts import Artefact, Place, Points
 from kd_jax.launch.checkpoints import Checkpoints
 from kd_jax.launch.config import Settings
 from kd_jax.launch.goodput import Events
 from kd_jax.launch.loop import Hook, fit
 from kd_jax.launch.meter import MEASURED
+from kd_jax.launch.planning import chips, flops
 from kd_jax.launch.profile import Profile
 from kd_jax.launch.progress import Progress
 from kd_jax.launch.sharding import on_mesh, shardings_of

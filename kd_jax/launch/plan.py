@@ -18,19 +18,21 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from kd_jax.launch import advice, chips, cli, flops, footprint, plan_tables, roofline, run
+from kd_jax.launch import cli, run
 from kd_jax.launch.artefacts import Artefact, NotPlanned, write_json
-from kd_jax.launch.chips import GIB, Chip
-from kd_jax.launch.compiled import Account, Compiler
 from kd_jax.launch.config import identity
 from kd_jax.launch.errors import UserError
-from kd_jax.launch.flops import Flops
-from kd_jax.launch.footprint import Footprint
 from kd_jax.launch.loop import jit_step
 from kd_jax.launch.mesh import make_mesh
+from kd_jax.launch.planning import advice, chips, flops, footprint, roofline
+from kd_jax.launch.planning import tables as plan_tables
+from kd_jax.launch.planning.chips import GIB, Chip
+from kd_jax.launch.planning.compiled import Account, Compiler
+from kd_jax.launch.planning.flops import Flops
+from kd_jax.launch.planning.footprint import Footprint
+from kd_jax.launch.planning.topologies import devices_of, parse
 from kd_jax.launch.sharding import batch_sharding, on_mesh, shardings_of
 from kd_jax.launch.stages import Compute, Placed, Program, Training, inner, keys, placed
-from kd_jax.launch.topologies import devices_of, parse
 
 Row = dict[str, Any]
 Held = Mapping[str, Any]  # category of a footprint -> tree

@@ -24,6 +24,7 @@ _CLUSTERS = (
     ("MEGASCALE_COORDINATOR_ADDRESS", bool),  # several TPU slices
     ("SLURM_NTASKS", lambda value: int(value) > 1),
     ("OMPI_COMM_WORLD_SIZE", lambda value: int(value) > 1),
+    ("KD_JAX_DISTRIBUTED", lambda value: value == "1"),  # said by hand, where it cannot be seen
 )
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -36,9 +37,10 @@ def init(devices: int | None = None, *, cache: str | Path | None = None) -> None
         when that is unset ~/.cache/kd_jax/compiled. "" turns it off.
 
     Joins the other processes where JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
-    are set, and where the environment is a TPU pod's, GKE's, SLURM's or Open MPI's. A process that
-    has been silent for KD_JAX_HEARTBEAT seconds (60) is lost, and jax's runtime then aborts all
-    others (exit code 134); KD_JAX_JOIN (300) is how long a start waits for all of them.
+    are set, and where the environment is a TPU pod's, GKE's, SLURM's or Open MPI's
+    (KD_JAX_DISTRIBUTED=1 says so where it cannot be seen). A process that has been silent for
+    KD_JAX_HEARTBEAT seconds (60) is lost, and jax's runtime then aborts all others (exit code
+    134); KD_JAX_JOIN (300) is how long a start waits for all of them.
 
     UserError for a variable that makes no sense, or one of the three without the others.
     """

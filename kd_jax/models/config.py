@@ -1,7 +1,10 @@
 """The shape of a decoder language model."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from kd_jax.models.rope import Scaling
@@ -16,7 +19,8 @@ KEPT = ("qkv", "mixed", "attention", "gate_up")
 class DecoderConfig:
     """A pre-norm decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-    Covers Llama 2 and 3, SmolLM2, Mistral, Qwen2.5 and Qwen3. Hashable, so that it can be a
+    Covers Llama 2 and 3, SmolLM2, Mistral, Qwen2.5 and Qwen3, and mixtures of experts in the place
+    of the MLP (Mixtral, Qwen3-MoE). Hashable, so that it can be a
     static argument of `jax.jit`.
     """
 
@@ -33,7 +37,13 @@ class DecoderConfig:
     head_dim: int
     """Width of a head, K; even. heads * head_dim need not be width (Qwen3)."""
     mlp: int
-    """Width of the gated hidden layer, F."""
+    """Width of the gated hidden layer, F; of each expert's."""
+    experts: int = 0
+    """Experts of each layer, E (`models.moe`); 0: one MLP for all tokens."""
+    experts_per_token: int = 2
+    """How many of them a token goes through, k."""
+    renormalise: bool = True
+    """The weights of a token's experts sum to 1 (Mixtral, Qwen3 with norm_topk_prob)."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: Scaling | None = None
@@ -80,6 +90,12 @@ class DecoderConfig:
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in FLOATS:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, takes one of {FLOATS}")
+        if self.experts < 0:
+            raise ValueError(f"experts: got {self.experts}, takes at least 0")
+        if self.experts and not 1 <= self.experts_per_token <= self.experts:
+            raise ValueError(
+                f"experts_per_token: got {self.experts_per_token}, takes 1 to {self.experts}"
+            )
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads: got {self.kv_heads}, takes a divisor of {self.heads}")
         if self.head_dim % 2:
@@ -100,3 +116,16 @@ class DecoderConfig:
     @property
     def compute_dtype(self) -> jnp.dtype:
         return jnp.dtype(self.dtype)
+
+    @property
+    def remat_policy(self) -> Callable[..., Any] | None:
+        """What jax.checkpoint keeps of a layer besides its input."""
+        policies, save, offload = jax.checkpoint_policies, self.remat_save, self.remat_offload
+        if offload:
+            return policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=save,
+                names_which_can_be_offloaded=offload,
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+        return policies.save_only_these_names(*save) if save else None

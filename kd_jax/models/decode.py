@@ -48,7 +48,7 @@ def prefill(
         def attend(q, k, v):
             return attention(q, k, v, window=config.window), (k, v)
 
-        return run_block(config, layer, stream, table, attend)
+        return run_block(config, layer, stream, table, attend)[:2]
 
     stream, (k, v) = over_layers(config, params["layers"], body, embed(config, params, prompts))
     empty = [(0, 0), (0, 0), (0, slots - prompts.shape[1]), (0, 0), (0, 0)]
@@ -83,7 +83,7 @@ def step(
             )
             return out, new
 
-        return run_block(config, layer, stream, table, attend), ()
+        return run_block(config, layer, stream, table, attend)[:2], ()
 
     start = (embed(config, params, tokens[:, None]), cache)
     (stream, cache), _ = over_layers(config, params["layers"], body, start)

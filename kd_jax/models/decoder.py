@@ -3,7 +3,8 @@
 Parameters (L layers stacked; unrolled layouts have "layers/0/..." without the leading L):
 embed/embedding [V, D]; layers/attn_norm/scale [L, D]; layers/attn/{q,k,v,o}/kernel [L, in, out];
 layers/attn/{q,k,v}/bias [L, out] with qkv_bias; layers/attn/{q_norm,k_norm}/scale [L, K] with
-qk_norm; layers/mlp_norm/scale [L, D]; layers/mlp/{gate,up,down}/kernel [L, in, out];
+qk_norm; layers/mlp_norm/scale [L, D]; layers/mlp/{gate,up,down}/kernel [L, in, out], or
+[L, E, in, out] beside layers/mlp/router/kernel [L, D, E] with experts;
 final_norm/scale [D]; unembed/embedding [V, D] unless tied.
 """
 
@@ -17,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from kd_jax.models import layout, rope
+from kd_jax.models import layout, moe, rope
 from kd_jax.models.attention import attention
 from kd_jax.models.config import DecoderConfig
-from kd_jax.models.parts import fetched, matmul, mesh_axes, named, rms_norm, ways
+from kd_jax.models.parts import fetched, matmul, mesh_axes, named, rms_norm, swiglu, ways
 from kd_jax.trees import nest
 from kd_jax.types import Factored, Logits, Model, ModelOutput, PyTree
 
@@ -48,6 +49,8 @@ def rules(config: DecoderConfig) -> tuple[tuple[str, tuple[str | None, ...]], ..
     Every rule matches a parameter and every parameter a rule, as `trees.match_rules` asks.
     """
     kept = tuple(rule for rule in RULES if config.qkv_bias or not rule[0].endswith("/bias"))
+    if config.experts:
+        kept = tuple(rule for rule in kept if "layers/mlp/" not in rule[0]) + moe.RULES
     if config.scan:
         return kept
     return tuple(
@@ -74,7 +77,8 @@ def decoder(config: DecoderConfig) -> Model:
     taps and add name places: "embed" (after the embedding), "block_0" to "block_{L-1}" (the
         stream [B, T, D] after each layer) and "final" (after the last norm). add maps names to
         arrays that broadcast to [B, T, D] (with three axes) and are added there; a tap shows the
-        value after the addition. ValueError for other names.
+        value after the addition. With experts there is a tap "router", f32 [L, B, T, E]: the
+        routers' logits, which `moe.load_balance` takes layer by layer. ValueError for other names.
     """
 
     def init(key: jax.Array) -> PyTree:
@@ -98,12 +102,18 @@ def decoder(config: DecoderConfig) -> Model:
 def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     L, D, F, K = config.depth, config.width, config.mlp, config.head_dim
     queries, keys = config.heads * K, config.kv_heads * K
+    experts = (config.experts,) if config.experts else ()
     outs = {"q": queries, "k": keys, "v": keys}
     shapes = {"embed/embedding": (config.vocab, D), "final_norm/scale": (D,)}
     shapes |= {f"layers/{name}/scale": (L, D) for name in ("attn_norm", "mlp_norm")}
     shapes |= {f"layers/attn/{name}/kernel": (L, D, out) for name, out in outs.items()}
-    shapes |= {"layers/attn/o/kernel": (L, queries, D), "layers/mlp/down/kernel": (L, F, D)}
-    shapes |= {f"layers/mlp/{name}/kernel": (L, D, F) for name in ("gate", "up")}
+    shapes |= {
+        "layers/attn/o/kernel": (L, queries, D),
+        "layers/mlp/down/kernel": (L, *experts, F, D),
+    }
+    shapes |= {f"layers/mlp/{name}/kernel": (L, *experts, D, F) for name in ("gate", "up")}
+    if experts:
+        shapes["layers/mlp/router/kernel"] = (L, D, *experts)
     if config.qkv_bias:
         shapes |= {f"layers/attn/{name}/bias": (L, out) for name, out in outs.items()}
     if config.qk_norm:
@@ -134,8 +144,9 @@ def _init(config: DecoderConfig, key: jax.Array) -> PyTree:
 
 def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
     blocks = [f"block_{i}" for i in range(config.depth)]
-    for argument, names in (("taps", taps), ("add", add)):
-        unknown = sorted(set(names) - {"embed", *blocks, "final"})
+    routers = {"router"} if config.experts else set()
+    for argument, names in (("taps", set(taps) - routers), ("add", set(add))):
+        unknown = sorted(names - {"embed", *blocks, "final"})
         if unknown:
             raise ValueError(
                 f"{argument}: got {', '.join(unknown)}, takes embed, block_0 to {blocks[-1]}, final"
@@ -152,32 +163,32 @@ def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
         return out, ()
 
     def block(stream, i, layer):
-        stream, _ = run_block(config, layer, stream, table, attend)
+        stream, _, routed = run_block(config, layer, stream, table, attend)
         for name in perturbed:
             here = i == blocks.index(name)
             stream += jnp.where(here, add[name], 0).astype(stream.dtype)
-        return stream
+        return stream, routed
 
     if config.remat:
         # A scan's body is compiled on its own: nothing there for common-subexpression
         # elimination to merge, so the barrier against it would only cost speed.
         block = jax.checkpoint(
             block,
-            policy=_policy(config),
+            policy=config.remat_policy,
             prevent_cse=not config.scan,
             static_argnums=() if config.scan else (1,),
         )
 
     def body(stream, i, layer):
-        stream = block(stream, i, layer)
-        return stream, stream if wanted else ()
+        stream, routed = block(stream, i, layer)
+        return stream, (stream if wanted else (), routed if "router" in taps else ())
 
     found = {}
     stream = embed(config, params, tokens)
     if "embed" in add:
         stream += add["embed"].astype(stream.dtype)
     found["embed"] = stream
-    stream, streams = over_layers(config, params["layers"], body, stream)
+    stream, (streams, found["router"]) = over_layers(config, params["layers"], body, stream)
     if wanted:
         found |= {name: streams[i] for i, name in enumerate(blocks)}
     final = rms_norm(stream, fetched(params["final_norm"]["scale"]), config.norm_eps)
@@ -192,19 +203,6 @@ def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
         {name: found[name] for name in taps},
         state,
     )
-
-
-def _policy(config: DecoderConfig) -> Callable[..., Any] | None:
-    """What jax.checkpoint keeps of a layer."""
-    policies, save, offload = jax.checkpoint_policies, config.remat_save, config.remat_offload
-    if offload:
-        return policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=save,
-            names_which_can_be_offloaded=offload,
-            offload_src="device",
-            offload_dst="pinned_host",
-        )
-    return policies.save_only_these_names(*save) if save else None
 
 
 def over_layers(
@@ -226,7 +224,9 @@ def over_layers(
 
 def embed(config: DecoderConfig, params: PyTree, tokens: jax.Array) -> jax.Array:
     """The embeddings of tokens [B, T], in the compute dtype."""
-    table = _gathered(fetched(params["embed"]["embedding"]))
+    # Whole along D: looked up in a table split there, rows would be moved between layouts. In the
+    # parameters' dtype, in which the gradients of a token's many places are then summed.
+    table = named(fetched(params["embed"]["embedding"]), "vocab", None)
     rows = jnp.take(table, tokens, axis=0, mode="fill", fill_value=jnp.nan)
     return named(rows.astype(config.compute_dtype), "batch", "length", None)
 
@@ -256,8 +256,8 @@ def run_block(
     stream: jax.Array,
     table: tuple[jax.Array, jax.Array],
     attend: Callable[..., tuple[jax.Array, Any]],
-) -> tuple[jax.Array, Any]:
-    """One layer: (stream [B, T, D] after it, what attend gave besides).
+) -> tuple[jax.Array, Any, Any]:
+    """One layer: (stream [B, T, D] after it, what attend gave besides, the router's logits or ()).
 
     attend(q [B, T, H, K], k [B, T, G, K], v) -> (mixed values [B, T, H, K], anything), with q and
     k rotated: plain attention in training, a cache in decoding. Where T is split over devices, q
@@ -289,10 +289,11 @@ def run_block(
     mixed = named(mixed.reshape(*mixed.shape[:2], -1), "batch", "length", "heads")
     stream += checkpoint_name(matmul(mixed, attn["o"]["kernel"]), "attention")
 
-    normed = rms_norm(stream, layer["mlp_norm"]["scale"], eps)
-    gate, up = (
-        checkpoint_name(matmul(normed, mlp[name]["kernel"]), "gate_up") for name in ("gate", "up")
-    )
-    hidden = named(jax.nn.silu(gate) * up, "batch", "length", "mlp")
-    stream += matmul(hidden, mlp["down"]["kernel"])
-    return named(stream, "batch", "length", None), extra
+    normed, routed = rms_norm(stream, layer["mlp_norm"]["scale"], eps), ()
+    if config.experts:
+        added, routed = moe.moe_mlp(
+            mlp, normed, per_token=config.experts_per_token, renormalise=config.renormalise
+        )
+    else:
+        added = swiglu(mlp, normed)
+    return named(stream + added, "batch", "length", None), extra, routed

@@ -123,7 +123,7 @@ def expert_load(
 def load_balance(
     router_logits: Float[Array, "B T E"], load: Float[Array, " E"]
 ) -> Float[Array, "B T"]:
-    """E sum_e f_e p_e(token), f32 [B, T], unreduced; the gradient goes to the router alone.
+    """E sum_e f_e p_e(token), f32 [B, T], unreduced.
 
     Its weighted mean over tokens, `weighted_sum(load_balance(logits, f), weights, 0.01)`, is the
     loss of Switch, E sum_e f_e P_e (arXiv 2101.03961, Eq. 4 to 6), for one layer: 1 where experts
@@ -131,7 +131,7 @@ def load_balance(
     this, over the tokens of all layers at once.)
     """
     probabilities = jax.nn.softmax(router_logits.astype(jnp.float32), axis=-1)
-    return load.size * jnp.einsum("bte,e->bt", probabilities, jax.lax.stop_gradient(load))
+    return load.size * jnp.einsum("bte,e->bt", probabilities, load)
 
 
 def _on_device(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.core.spmd import get_logical_axis_rules
 from flax.linen import spmd
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 
@@ -55,6 +56,17 @@ def _backward(residuals, grad):
 
 
 _narrow_matmul.defvjp(_forward, _backward)
+
+
+def swiglu(layer: Any, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """down(silu(gate x) * up x), with the wide products named "gate_up" for `jax.checkpoint`.
+
+    layer: gate/kernel and up/kernel [D, F], down/kernel [F, D] (arXiv 2002.05202).
+    """
+    gate, up = (
+        checkpoint_name(matmul(x, layer[name]["kernel"]), "gate_up") for name in ("gate", "up")
+    )
+    return matmul(named(jax.nn.silu(gate) * up, "batch", "length", "mlp"), layer["down"]["kernel"])
 
 
 def named(x: jax.Array, *axes: str | None) -> jax.Array:

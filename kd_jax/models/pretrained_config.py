@@ -115,11 +115,13 @@ def config_to_hf(config: DecoderConfig, *, max_length: int) -> dict[str, Any]:
     qk_norm, qwen2 with qkv_bias, mistral with a window, llama otherwise.
 
     max_length: the longest context it is meant for (max_position_embeddings). ValueError: a
-    combination that none of them has (softcap; two of qk_norm, qkv_bias and, but for Qwen, a
-    window).
+    combination that none of them has (softcap; experts; two of qk_norm, qkv_bias and, but for
+    Qwen, a window).
     """
     if config.softcap is not None:
         raise ValueError(f"softcap: got {config.softcap}, takes None, no model type here has one")
+    if config.experts:
+        raise ValueError(f"experts: got {config.experts}, takes 0, no model type here has them")
     if config.qk_norm and config.qkv_bias:
         raise ValueError("qkv_bias: got True with qk_norm, no model type here has both")
     kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"

@@ -9,10 +9,11 @@ import optax
 import pytest
 from support import toy_experiment as toy
 
-from kd_jax.launch import chips, weights
+from kd_jax.launch import weights
 from kd_jax.launch.execute import Run, carry_out
 from kd_jax.launch.goodput import Events
 from kd_jax.launch.mesh import MeshConfig, make_mesh
+from kd_jax.launch.planning import chips
 from kd_jax.launch.stages import Training, placed
 from kd_jax.models.parts import fetched
 from kd_jax.steps import make_train_step

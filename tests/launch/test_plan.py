@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import pytest
 from support import toy_experiment as toy
 
-from kd_jax.launch import compiled, plan, plan_tables
+from kd_jax.launch import plan
 from kd_jax.launch.artefacts import NotPlanned
-from kd_jax.launch.chips import GIB, Chip
 from kd_jax.launch.errors import UserError
-from kd_jax.launch.flops import Flops
-from kd_jax.launch.footprint import Footprint
 from kd_jax.launch.mesh import MeshConfig, make_mesh
+from kd_jax.launch.planning import compiled
+from kd_jax.launch.planning import tables as plan_tables
+from kd_jax.launch.planning.chips import GIB, Chip
+from kd_jax.launch.planning.flops import Flops
+from kd_jax.launch.planning.footprint import Footprint
 from kd_jax.launch.sharding import batch_sharding, replicated
 from kd_jax.launch.stages import Compute, Evaluation, Program, Stage
 

@@ -8,7 +8,8 @@ SCRIPT = """
 import json
 import jax
 from experiments.scaling import language_models
-from kd_jax.launch import compiled, plan
+from kd_jax.launch import plan
+from kd_jax.launch.planning import compiled
 from kd_jax.launch.mesh import MeshConfig
 from kd_jax.models.decoder import DecoderConfig
 

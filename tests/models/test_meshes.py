@@ -1,5 +1,6 @@
 """Every model, its rules and a training step: the same numbers on one device and on eight."""
 
+import dataclasses
 import functools
 import math
 
@@ -10,8 +11,12 @@ import numpy as np
 import pytest
 
 from kd_jax import optim
+from kd_jax.launch.loop import jit_step
 from kd_jax.launch.mesh import MeshConfig, make_mesh
+from kd_jax.launch.planning.compiled import Compiler
+from kd_jax.launch.planning.topologies import devices_of
 from kd_jax.launch.sharding import batch_sharding, on_mesh, shard_tree, shardings_of, with_shardings
+from kd_jax.launch.stages import Program
 from kd_jax.launch.weights import abstract_state, from_arrays, init_state
 from kd_jax.losses.classification import label_log_probs
 from kd_jax.losses.streaming import token_log_probs
@@ -37,6 +42,7 @@ NARROW = decoder.DecoderConfig(
     dtype="bfloat16",
     param_dtype="bfloat16",
 )
+EXPERTS = dataclasses.replace(DECODER, depth=1, mlp=32, experts=4)
 RESNET = resnet.ResNetConfig(blocks=(1, 1), widths=(8, 16), channels=2, classes=5)
 VIT = vit.ViTConfig(image=8, patch=4, channels=2, width=16, depth=2, heads=2, mlp=24, classes=5)
 TARGETS = "layers/(attn/[qv]|mlp/down)/kernel"
@@ -80,6 +86,7 @@ MODELS = {
     "linen": (adapters.from_linen(Linen(), IMAGES["inputs"]), LINEN_RULES, IMAGES),
     "bfloat16": (decoder.decoder(NARROW), decoder.rules(NARROW), TOKENS),
     "lora": (decoder.decoder(DECODER), decoder.rules(DECODER), TOKENS),
+    "experts": (decoder.decoder(EXPERTS), decoder.rules(EXPERTS), TOKENS),
 }
 
 
@@ -97,15 +104,15 @@ def attached(params, frozen):
     return lora.attach(frozen["base"], params["model"], alpha=4)
 
 
-def train(name, mesh):
-    """(the state after two steps, the metrics of the second)."""
+def training(name, mesh):
+    """(step, its weights before, frozen as shapes with shardings and as values, rules, batch)."""
     model, rules, batch = MODELS[name]
-    weights, frozen = drawn(jax.eval_shape(model.init, jax.random.key(0))), {}
+    weights, frozen, values = drawn(jax.eval_shape(model.init, jax.random.key(0))), {}, {}
     policy = own_weights
     if name == "lora":
         shapes = jax.eval_shape(lambda: lora.init(jax.random.key(0), weights, TARGETS, rank=2))
-        base = with_shardings(weights, shard_tree(weights, rules, mesh))
-        frozen = {"base": jax.device_put(weights, shardings_of(base))}
+        values = {"base": weights}
+        frozen = {"base": with_shardings(weights, shard_tree(weights, rules, mesh))}
         weights, rules = drawn(shapes), lora.lora_rules(rules, shapes)
         policy = attached
     term = _of_tokens if batch is TOKENS else _of_images
@@ -113,8 +120,14 @@ def train(name, mesh):
     tx = optim.sgd(0.1, momentum=0.9)
     tx = optim.float32_masters(tx) if name == "bfloat16" else tx
     step = make_train_step(supervise(model, {"labels": term}, policy=policy), tx)
-    given = from_arrays(weights)
+    return step, from_arrays(weights), frozen, values, rules, batch
+
+
+def train(name, mesh):
+    """(the state after two steps, the metrics of the second)."""
+    step, given, frozen, values, rules, batch = training(name, mesh)
     abstract = abstract_state(step, given, frozen, batch, rules=rules, mesh=mesh)
+    frozen = jax.device_put(values, shardings_of(frozen))
     state = init_state(step, given, frozen, batch, jax.random.key(0), abstract)
     rows = jax.device_put(batch, batch_sharding(mesh))
     where = shardings_of(abstract)
@@ -130,7 +143,8 @@ def alone(name):
 
 
 MESHES = dict.fromkeys(MODELS, MeshConfig(data=2, fsdp=2, tensor=2)) | {
-    "bfloat16": MeshConfig(data=1, fsdp=8)
+    "bfloat16": MeshConfig(data=1, fsdp=8),
+    "experts": MeshConfig(data=1, fsdp=2, expert=2, tensor=2),
 }
 
 
@@ -146,6 +160,20 @@ def test_eight_devices_equal_one(name):
     for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(wants), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, rtol=near, atol=near * max(np.abs(b).max(), 0.1))
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_is_compiled_for_a_tpu(name):
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), devices_of("v5e:2x2"))
+    step, given, frozen, _, rules, batch = training(name, mesh)
+    state = abstract_state(step, given, frozen, batch, rules=rules, mesh=mesh)
+    rows = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), batch
+    )
+    program = Program(jit_step(step, shardings_of(state), mesh), (state, frozen, rows))
+    account = Compiler("tpu").account(program)
+    assert account.refusal is None and account.peak > 0
 
 
 def test_masters_keep_what_bfloat16_parameters_round_off():

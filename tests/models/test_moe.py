@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.sharding import TABLE, on_mesh, shard_tree
+from kd_jax.models import moe
 from kd_jax.models.moe import RULES, expert_load, load_balance, moe_mlp, route
 from kd_jax.types import Term, weighted_sum
 
@@ -205,11 +206,33 @@ def test_sixteen_bits():
     (_, y), grads = jax.jit(on_mesh(graded(plain), mesh))(*held)
     assert y.dtype == grads[1].dtype == jnp.bfloat16
     assert_near((y, grads), (alone()[0][1], alone()[1]), rtol=0.03)
-    for grad in jax.tree.leaves(grads[0]):
+    _, (whole, _) = ALONE(layer, x)
+    for grad in jax.tree.leaves((grads[0], whole)):
         assert grad.dtype == jnp.float32
         assert np.mean(np.asarray(grad.astype(jnp.bfloat16), np.float32) != grad) > 0.5
     logits = jax.jit(functools.partial(moe_mlp, per_token=2))(layer, x)[1]
     assert_near(logits, x.astype(jnp.float32) @ layer["router"]["kernel"])
+
+
+@jax.custom_vjp
+def spoilt(x, used):
+    return jnp.where(jnp.arange(len(x))[:, None] < used, x, jnp.nan)
+
+
+spoilt.defvjp(lambda x, used: (spoilt(x, used), used), lambda used, g: (spoilt(g, used), None))
+
+
+def test_rows_past_the_last_expert_are_never_read(monkeypatch):
+    """A TPU leaves them undefined, in products and in gradients."""
+    grouped = moe._grouped
+
+    def undefined(x, kernels, sizes):
+        return spoilt(grouped(spoilt(x, sizes.sum()), kernels, sizes), sizes.sum())
+
+    monkeypatch.setattr(moe, "_grouped", undefined)
+    mesh = make_mesh(MeshConfig(data=1, expert=2), jax.devices()[:2])
+    held = jax.device_put(made(), NamedSharding(mesh, PartitionSpec()))
+    assert_near(jax.jit(on_mesh(graded(plain), mesh))(*held), alone(), rtol=3e-5)
 
 
 def test_wide_products_can_be_kept_for_the_backward_pass():

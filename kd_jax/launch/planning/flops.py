@@ -58,6 +58,8 @@ def count(jaxpr: Any) -> Flops:
 def _count(jaxpr: Any, recomputed: bool) -> Flops:
     total = again = 0.0
     for equation in jaxpr.eqns:
+        if not equation.outvars:  # a call of which recomputation needed nothing
+            continue
         # The names inside a scan or a call do not repeat those outside.
         second = recomputed or RECOMPUTED in str(equation.source_info.name_stack)
         found = _of_equation(equation, second)

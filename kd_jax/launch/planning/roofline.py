@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from kd_jax.launch.chips import Chip
-from kd_jax.launch.collectives import Traffic
+from kd_jax.launch.planning.chips import Chip
+from kd_jax.launch.planning.collectives import Traffic
 
 ASSUMPTIONS = (
     "Roofline: compute, memory and network overlap perfectly, so a step takes the longest of them.",

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kd_jax.launch import roofline
-from kd_jax.launch.chips import Chip
+from kd_jax.launch.planning import roofline
+from kd_jax.launch.planning.chips import Chip
 
 CHIP = Chip("made up", flops=100.0, hbm=1000.0, hbm_bandwidth=10.0, ici_bandwidth=5.0)
 

@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kd_jax.launch import roofline, tables
-from kd_jax.launch.chips import GIB
+from kd_jax.launch import tables
 from kd_jax.launch.claims import Table
+from kd_jax.launch.planning import roofline
+from kd_jax.launch.planning.chips import GIB
 
 Row = Mapping[str, Any]
 SIZES = (

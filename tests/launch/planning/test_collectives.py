@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd_jax.launch import topologies
-from kd_jax.launch.collectives import traffic
+from kd_jax.launch.planning import topologies
+from kd_jax.launch.planning.collectives import traffic
 
 HEAD = "HloModule jit_f, is_scheduled=true, num_partitions=8\n\n"
 
@@ -168,11 +168,10 @@ def test_pieces_of_one_transfer_count_once():
 def devices(platform):
     if platform == "cpu":
         return jax.devices("cpu")
-    pytest.importorskip("libtpu", reason="libtpu is not installed (extra `tpu`)")
     return topologies.devices_of("v5e:2x4")
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("platform", ["cpu", pytest.param("tpu", marks=pytest.mark.libtpu)])
 def test_a_scan_of_collectives(platform):
     mesh = Mesh(np.array(devices(platform)), ("x",))
 

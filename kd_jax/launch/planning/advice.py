@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from kd_jax.launch.chips import GIB
-from kd_jax.launch.footprint import Footprint
+from kd_jax.launch.planning.chips import GIB
+from kd_jax.launch.planning.footprint import Footprint
 
 SHARE = 0.25  # of all bytes: what takes less is not worth a sentence
 PARTS = 64  # at most, into which a batch is worth cutting further

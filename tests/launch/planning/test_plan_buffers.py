@@ -9,9 +9,9 @@ import pytest
 from support.hlo import arrays_in
 
 from experiments.scaling import language_models
-from kd_jax.launch import compiled, topologies
 from kd_jax.launch.loop import jit_step
 from kd_jax.launch.mesh import MeshConfig, make_mesh
+from kd_jax.launch.planning import compiled, topologies
 from kd_jax.launch.sharding import shardings_of
 from kd_jax.launch.stages import placed
 from kd_jax.models.decoder import DecoderConfig
@@ -65,9 +65,9 @@ def test_logits_of_a_dense_head_are_seen():
     assert logits(arrays("npo", "cpu", dataclasses.replace(MODEL, logits_head=True)))
 
 
+@pytest.mark.libtpu
 @pytest.mark.parametrize("method", ["npo", "dpo", "kd"])
 def test_on_tpu_no_attention_scores_either(method):
-    pytest.importorskip("libtpu", reason="libtpu is not installed (extra `tpu`)")
     found = arrays(method, "tpu")
     assert not logits(found)
     assert not scores(found)

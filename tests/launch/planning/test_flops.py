@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from kd_jax.launch import flops
+from kd_jax.launch.planning import flops
 from kd_jax.models.decoder import DecoderConfig, decoder
 
 B, T = 2, 12

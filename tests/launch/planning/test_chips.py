@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from kd_jax.launch import chips, topologies
+from kd_jax.launch.planning import chips, topologies
 
 
 def test_topologies_and_devices_name_the_same_chips():
@@ -36,8 +36,8 @@ def test_units():
         assert 1 < chip.hbm / chip.hbm_bandwidth * 100 < 6
 
 
+@pytest.mark.libtpu
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def test_names_of_devices_are_libtpus(name):
-    pytest.importorskip("libtpu", reason="libtpu is not installed (extra `tpu`)")
     device = topologies.devices_of(name)[0]
     assert chips.of_device(device) is chips.of_topology(name)

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 from support import toy_experiment as toy
 
-from kd_jax.launch import plan, topologies
+from kd_jax.launch import plan
 from kd_jax.launch.errors import UserError
 from kd_jax.launch.mesh import MeshConfig
+from kd_jax.launch.planning import topologies
 
 
 @pytest.mark.parametrize(
@@ -43,16 +44,16 @@ def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
         topologies.devices_of("v5e:4x4")
 
 
+@pytest.mark.libtpu
 def test_a_tpu_that_is_not_there():
-    pytest.importorskip("libtpu", reason="libtpu is not installed (extra `tpu`)")
     assert len(topologies.devices_of("v4:2x2x1")) == 4
     with pytest.raises(UserError, match="unknown topology v5e:3x3"):
         topologies.devices_of("v5e:3x3")
 
 
+@pytest.mark.libtpu
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5e:2x2,slices=2"])
 def test_a_plan_for_it(topology):
-    pytest.importorskip("libtpu", reason="libtpu is not installed (extra `tpu`)")
     config = dataclasses.replace(toy.PRESETS["laptop"], mesh=MeshConfig(fsdp=4))
     rows = plan.of(toy, "support.toy_experiment", "laptop", config, topology)
     assert [row["verdict"] for row in rows] == [plan.FITS] * 2

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kd_jax.launch import flops
-from kd_jax.launch.collectives import Traffic, traffic
-from kd_jax.launch.flops import Flops
+from kd_jax.launch.planning import flops
+from kd_jax.launch.planning.collectives import Traffic, traffic
+from kd_jax.launch.planning.flops import Flops
 from kd_jax.launch.sharding import check_activations
 from kd_jax.launch.stages import Program
 
@@ -80,8 +80,10 @@ def compile_(lowered: Any, platform: str, counted: Flops) -> Account:
         stats.temp_size_in_bytes,
         stats.output_size_in_bytes,
         outputs,
-        # The CPU's peak leaves the temporaries out.
-        total if platform == "cpu" else stats.peak_memory_in_bytes,
+        # The CPU's peak leaves the temporaries out, a TPU's has the arguments in host memory in it.
+        total
+        if platform == "cpu"
+        else stats.peak_memory_in_bytes - stats.host_argument_size_in_bytes,
         traffic(text),
     )
 
