@@ -18,6 +18,8 @@ T = TypeVar("T")
 HEARTBEAT = 60  # seconds of silence after which a process counts as dead
 JOIN = 300  # seconds to wait for all processes at the start
 
+_THREADS = 8  # of XLA for each simulated device
+
 # Set by clusters that `jax.distributed.initialize()` finds by itself.
 _CLUSTERS = (
     ("TPU_WORKER_HOSTNAMES", lambda value: "," in value),  # GKE
@@ -51,6 +53,10 @@ def init(devices: int | None = None, *, cache: str | Path | None = None) -> None
             raise UserError(f"KD_JAX_DEVICES: got {devices}, takes at least 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
+        if _number("JAX_NUM_PROCESSES", 1) > 1:
+            # On the CPU a collective holds a thread until its peers join in. XLA has as many
+            # threads as cores, and with few of them those that the peers wait for find none left.
+            os.environ.setdefault("NPROC", str(_THREADS * devices))
     _join()
     if cache is None:
         default = Path.home() / ".cache" / "kd_jax" / "compiled"

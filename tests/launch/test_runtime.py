@@ -91,6 +91,21 @@ def test_variables_that_make_no_sense(joined, monkeypatch, variables, message):
     assert joined == []
 
 
+def test_simulated_devices_of_several_processes_have_threads_to_wait_in(joined, monkeypatch):
+    """Without them four processes on two cores stood still, now and then, in their collectives."""
+    monkeypatch.setenv("NPROC", "")
+    monkeypatch.delenv("NPROC")
+    monkeypatch.setattr(type(jax.config), "update", lambda *_: None)
+    runtime.init(2, cache="")
+    assert "NPROC" not in os.environ
+    for name, value in zip(runtime._EXPLICIT, ("host:1", "4", "3"), strict=True):
+        monkeypatch.setenv(name, value)
+    runtime.init(2, cache="")
+    assert os.environ["NPROC"] == "16"
+    runtime.init(4, cache="")
+    assert os.environ["NPROC"] == "16"  # what is set stays
+
+
 def test_work_of_the_first_process(monkeypatch):
     assert runtime.on_main(lambda: 3) == 3
     with pytest.raises(KeyError):
