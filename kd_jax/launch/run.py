@@ -189,7 +189,9 @@ def one_line_for_files() -> Iterator[None]:
 
 def _say_goodput(folder: Path) -> None:
     with (folder / "events.jsonl").open(encoding="utf-8") as lines:
-        print(goodput.summary(goodput.goodput(lines)))
+        found = goodput.goodput(lines)
+    if found.goodput:  # it trained
+        print(goodput.summary(found))
 
 
 class _Say:
