@@ -22,8 +22,18 @@ from kd_jax.models.decoder import DecoderConfig
 from kd_jax.objectives.combinators import own_weights
 from kd_jax.types import Frozen, Model, Params, Policy
 
+# Two layers compile faster unrolled, and a smoke run spends its time compiling.
 TINY = DecoderConfig(
-    vocab=512, width=64, depth=2, heads=4, kv_heads=2, head_dim=16, mlp=128, tied=True
+    vocab=512,
+    width=64,
+    depth=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    mlp=128,
+    tied=True,
+    scan=False,
+    remat=False,
 )
 SMOLLM2_135M = DecoderConfig(
     vocab=49152,
@@ -48,7 +58,7 @@ LLAMA2_7B = DecoderConfig(
 )
 
 # The seven projections of every block.
-PROJECTIONS = r"layers/(attn/[qkvo]|mlp/(gate|up|down))/kernel"
+PROJECTIONS = r"layers/(\d+/)?(attn/[qkvo]|mlp/(gate|up|down))/kernel"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
