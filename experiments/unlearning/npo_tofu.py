@@ -88,11 +88,12 @@ PRESETS = {
     "smoke": Config(
         decoder=_language.TINY,
         data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
-        finetune=Learning(rate=1e-2, epochs=20, batch_size=20),
-        unlearn=Learning(rate=2e-3, epochs=24, batch_size=20),
+        # Batches divide over eight devices.
+        finetune=Learning(rate=1e-2, epochs=20, batch_size=16),
+        unlearn=Learning(rate=2e-3, epochs=20, batch_size=16),
         evaluations=3,
         wrong_answers=2,
-        score_batch=20,
+        score_batch=16,
     ),
     "laptop": Config(
         model="smollm2",

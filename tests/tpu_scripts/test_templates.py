@@ -269,9 +269,10 @@ def test_two_tasks_of_a_slurm_job_find_one_another(tmp_path):
     for name, text in (("srun", f"#!{sys.executable}\n{TASKS}"), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
+    # Written in one piece: both share the output.
     program = (
-        "from kd_jax.launch import runtime; runtime.init(cache=''); import jax; "
-        "print('process', jax.process_index(), 'of', jax.process_count())"
+        "from kd_jax.launch import runtime; runtime.init(cache=''); import jax, os; "
+        "os.write(1, f'process {jax.process_index()} of {jax.process_count()}\\n'.encode())"
     )
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "KD_"))}
     done = subprocess.run(
