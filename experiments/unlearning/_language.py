@@ -22,11 +22,11 @@ from kd_jax.models.decoder import DecoderConfig
 from kd_jax.objectives.combinators import own_weights
 from kd_jax.types import Frozen, Model, Params, Policy
 
-# Two layers compile faster unrolled, and a smoke run spends its time compiling.
+# One layer, unrolled: a smoke run spends its time compiling.
 TINY = DecoderConfig(
     vocab=512,
     width=64,
-    depth=2,
+    depth=1,
     heads=4,
     kv_heads=2,
     head_dim=16,

@@ -89,9 +89,10 @@ PRESETS = {
         decoder=_language.TINY,
         data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
         # Batches divide over eight devices.
-        finetune=Learning(rate=1e-2, epochs=20, batch_size=16),
-        unlearn=Learning(rate=2e-3, epochs=20, batch_size=16),
-        evaluations=3,
+        finetune=Learning(rate=1e-2, epochs=16, batch_size=16),
+        unlearn=Learning(rate=2e-3, epochs=16, batch_size=16),
+        evaluations=2,
+        evaluate_retain=20,
         wrong_answers=2,
         score_batch=16,
     ),

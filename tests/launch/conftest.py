@@ -1,7 +1,22 @@
 """Tests here compile the same few programs again and again: once is enough."""
 
+import signal
+
 import jax
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals():
+    """Processes that tests start can be asked to stop, also where these tests run under nohup or
+    in the background of a shell: what is ignored here is ignored by every child.
+    """
+    for number, usual in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(autouse=True, scope="session")
