@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from kd_jax import optim
-from kd_jax.data import arrays, images, prepare, sources
+from kd_jax.data import arrays, images, prepare, shapes, sources
 from kd_jax.data.builders.digits import Digits
 from kd_jax.data.builders.fashion_mnist import FashionMnist
 from kd_jax.evaluation.intervals import mean_interval
@@ -126,14 +126,7 @@ def _model(data: str, widths: tuple[int, ...]) -> Model:
 
 
 def _batch(data: str, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    side = 8 if data == "digits" else 28
-    of = jax.ShapeDtypeStruct
-    return {
-        "inputs": of((rows, side, side, 1), np.uint8),
-        "targets": of((rows,), np.int32),
-        "weights": of((rows,), np.float32),
-        "index": of((rows,), np.int32),
-    }
+    return shapes.images(rows, 8 if data == "digits" else 28)
 
 
 def stages(config: Config) -> tuple[Stage, ...]:

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from kd_jax.data import arrays, images, prepare
@@ -43,14 +42,3 @@ def mixed(tasks: Sequence[str], total: int) -> dict[str, np.ndarray]:
     each = total // len(tasks)
     parts = [changed(t, "train", slice(i * each, (i + 1) * each)) for i, t in enumerate(tasks)]
     return arrays.concatenate(parts)
-
-
-def shapes(rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Of a batch."""
-    of = jax.ShapeDtypeStruct
-    return {
-        "inputs": of((rows, 8, 8, 1), np.uint8),
-        "targets": of((rows,), np.int32),
-        "weights": of((rows,), np.float32),
-        "index": of((rows,), np.int32),
-    }

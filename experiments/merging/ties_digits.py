@@ -25,9 +25,9 @@ import jax
 import numpy as np
 
 from experiments.merging._merges import merges
-from experiments.merging._tasks import TASKS, changed, mixed, shapes
+from experiments.merging._tasks import TASKS, changed, mixed
 from kd_jax import optim
-from kd_jax.data import sources
+from kd_jax.data import shapes, sources
 from kd_jax.evaluation.intervals import mean_interval
 from kd_jax.launch import evaluation, plots, run, weights
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
@@ -186,7 +186,7 @@ def _training(
         step=make_train_step(objective, optim.sgd(schedule, momentum=0.9), trains=trains),
         weights=start,
         batches=lambda step, rows: source()(step, rows),
-        batch=shapes(config.batch_size),
+        batch=shapes.images(config.batch_size, 8),
         batch_size=config.batch_size,
         steps=config.steps,
         rules=mlp.RULES,
@@ -236,7 +236,7 @@ def _merging(config: Config, base: str, names: Mapping[str, str], artefacts: Any
 
     def plan(mesh: Any) -> Mapping[str, Program]:
         theta = shapes_on(artefacts[base].weights(), mesh, mlp.RULES)
-        state, batch = {"model": theta, "aux": {}}, shapes(EVALUATED)
+        state, batch = {"model": theta, "aux": {}}, shapes.images(EVALUATED, 8)
         return {
             "merge": Program(merges(config.density, config.scale), (theta, [theta] * len(names))),
             "accuracy": evaluation.program(step, state, {}, {}, batch, mesh=mesh),

@@ -12,7 +12,7 @@ not there; a run measures tokens a second and the share of the chips' peak.
 NPO sees half its rows as answers to forget and half as answers to keep, DPO chosen and rejected
 halves, distillation all of them as text; the reference or teacher is frozen, in bfloat16. The
 shapes are those of TinyLlama-1.1B, Llama-2-7B and Llama-2-70B, which share a vocabulary; the
-teacher is one size larger than the student.
+teacher is one size larger than the student, that of the largest as large.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.scaling import _shapes
 from kd_jax import optim
+from kd_jax.data import shapes
 from kd_jax.launch import plots, run, weights
 from kd_jax.launch.claims import Results, Table
 from kd_jax.launch.config import Settings, check_positive, not_identity
 from kd_jax.launch.mesh import MeshConfig
 from kd_jax.launch.stages import Stage, Training
-from kd_jax.models import decoder
+from kd_jax.models import decoder, sizes
 from kd_jax.models.decoder import DecoderConfig
 from kd_jax.objectives.combinators import add, on
 from kd_jax.objectives.distil import distil, soft_tokens, tokens
@@ -41,9 +41,15 @@ from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
 from kd_jax.objectives.unlearn import negative_preference
 from kd_jax.steps import make_train_step
-from kd_jax.types import Objective
+from kd_jax.types import Model, Objective
 
 CLAIMS = ()
+TINY = DecoderConfig(
+    vocab=512, width=64, depth=2, heads=4, kv_heads=2, head_dim=16, mlp=128, tied=True
+)
+SMALL = DecoderConfig(
+    vocab=512, width=128, depth=4, heads=4, kv_heads=2, head_dim=32, mlp=384, tied=True
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,7 @@ class Config(Settings):
         check_positive(self, "rows", "length", "microbatches", "steps")
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown or not self.methods:
-            raise ValueError(f"methods: got {', '.join(unknown)}, takes some of npo, dpo, kd")
+            raise ValueError(f"methods: got {', '.join(unknown) or 'none'}, takes npo, dpo, kd")
         if self.rows % (2 * self.microbatches):
             raise ValueError(f"rows: got {self.rows}, takes multiples of {2 * self.microbatches}")
 
@@ -102,11 +108,11 @@ METHODS: dict[str, tuple[Callable[[Config], Objective], tuple[str, ...]]] = {
 }
 
 PRESETS = {
-    "smoke": Config(model=_shapes.TINY, teacher=_shapes.SMALL, rows=16, length=64, steps=6),
-    "laptop": Config(model=_shapes.SMALL, teacher=_shapes.SMALL, rows=16, length=256, steps=12),
-    "1b": Config(mesh=MeshConfig(1, -1), model=_shapes.LLAMA_1B, teacher=_shapes.LLAMA_7B),
-    "7b": Config(mesh=MeshConfig(1, -1), model=_shapes.LLAMA_7B, teacher=_shapes.LLAMA_70B),
-    "70b": Config(mesh=MeshConfig(1, -1), model=_shapes.LLAMA_70B, teacher=_shapes.LLAMA_70B),
+    "smoke": Config(model=TINY, teacher=SMALL, rows=16, length=64, steps=6),
+    "laptop": Config(model=SMALL, teacher=SMALL, rows=16, length=256, steps=12),
+    "1b": Config(mesh=MeshConfig(1, -1), model=sizes.TINYLLAMA_1B, teacher=sizes.LLAMA2_7B),
+    "7b": Config(mesh=MeshConfig(1, -1), model=sizes.LLAMA2_7B, teacher=sizes.LLAMA2_70B),
+    "70b": Config(mesh=MeshConfig(1, -1), model=sizes.LLAMA2_70B, teacher=sizes.LLAMA2_70B),
 }
 
 
@@ -120,14 +126,19 @@ def _trained(config: Config) -> DecoderConfig:
     return dataclasses.replace(config.model, remat_save=config.remat_save)
 
 
-def _frozen_model(config: DecoderConfig):
-    return decoder.decoder(_shapes.frozen(config))
+def _frozen(config: DecoderConfig) -> DecoderConfig:
+    """A model as it is kept when it is not trained: its parameters in the compute dtype."""
+    return dataclasses.replace(config, param_dtype=config.dtype)
+
+
+def _frozen_model(config: DecoderConfig) -> Model:
+    return decoder.decoder(_frozen(config))
 
 
 def _training(config: Config, method: str, _: Any) -> Training:
     objective, parts = METHODS[method]
     name = "reference" if parts else "teacher"
-    frozen = _shapes.frozen(config.model if parts else config.teacher)
+    frozen = _frozen(config.model if parts else config.teacher)
     rows = config.rows // max(1, len(parts))
     return Training(
         step=make_train_step(
@@ -140,7 +151,7 @@ def _training(config: Config, method: str, _: Any) -> Training:
         frozen_rules={name: decoder.rules(frozen)},
         host=(name,) if config.frozen_on_host else (),
         batches=functools.partial(_random_text, config, parts),
-        batch=_nested(parts, _shapes.batch(rows, config.length)),
+        batch=_nested(parts, shapes.text(rows, config.length)),
         batch_size=rows,
         steps=config.steps,
         rules=decoder.rules(config.model),

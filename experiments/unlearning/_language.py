@@ -35,27 +35,6 @@ TINY = DecoderConfig(
     scan=False,
     remat=False,
 )
-SMOLLM2_135M = DecoderConfig(
-    vocab=49152,
-    width=576,
-    depth=30,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    mlp=1536,
-    rope_theta=100_000.0,
-    tied=True,
-)
-LLAMA2_7B = DecoderConfig(
-    vocab=32000,
-    width=4096,
-    depth=32,
-    heads=32,
-    kv_heads=32,
-    head_dim=128,
-    mlp=11008,
-    dtype="bfloat16",
-)
 
 # The seven projections of every block.
 PROJECTIONS = r"layers/(\d+/)?(attn/[qkvo]|mlp/(gate|up|down))/kernel"

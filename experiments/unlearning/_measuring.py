@@ -51,7 +51,7 @@ def along_training(config: Any, language: Language, policy: Policy, steps: int) 
 
 
 def finished(config: Any, language: Language, artefact: Any) -> Compute:
-    """The finished model's scores of all answers: probability, truth ratio, log-probabilities."""
+    """The finished model's scores of all answers: probability, truth ratio."""
 
     def measure() -> tuple[None, Mapping[str, Any]]:
         questions, tokenizer = _questions.load(config.data), language.tokenizer()
@@ -59,23 +59,13 @@ def finished(config: Any, language: Language, artefact: Any) -> Compute:
         sets = _scores.answer_sets(tokenizer, questions, **limits)
         if config.wrong:
             sets |= _scores.truth_sets(tokenizer, questions, wrong=config.wrong, **limits)
-        mesh = make_mesh(config.mesh)
-        weights = materialise(artefact.weights(), mesh, decoder.rules(language.config))
-        score = _scores.make_scorer(
-            language.model, own_weights, mesh=mesh, batch_size=config.score_batch
-        )
-        scores = score({"model": weights, "aux": {}}, {}, sets)
+        scores = _scored(config, language, artefact, sets)
         found = _scores.probabilities(scores)
         if config.wrong:
             found |= _scores.truth_ratios(scores, config.wrong)
         return None, found
 
-    def plan(mesh: Any) -> Mapping[str, Program]:
-        weights = shapes_on(artefact.weights(), mesh, decoder.rules(language.config))
-        params = {"model": weights, "aux": {}}
-        return _scores.scorer_programs(language.model, own_weights, params, {}, **_sizes(config))
-
-    return Compute(measure, plan=plan)
+    return Compute(measure, plan=functools.partial(_planned, config, language, artefact))
 
 
 def forget_rows(config: Any, language: Language) -> dict[str, Any]:
@@ -88,12 +78,7 @@ def reference(config: Any, language: Language, name: str, model: str, depends: A
     """A stage that stores the log-probability of each answer to forget under a stage's model."""
 
     def score(found, rows) -> dict[str, Any]:
-        mesh = make_mesh(config.mesh)
-        weights = materialise(found[model].weights(), mesh, decoder.rules(language.config))
-        scorer = _scores.make_scorer(
-            language.model, own_weights, mesh=mesh, batch_size=config.score_batch
-        )
-        scores = scorer({"model": weights, "aux": {}}, {}, {"forget": rows})
+        scores = _scored(config, language, found[model], {"forget": rows})
         return {"log_prob": scores["forget"].log_prob.astype(np.float32)}
 
     return precompute.stage(
@@ -103,7 +88,24 @@ def reference(config: Any, language: Language, name: str, model: str, depends: A
         model=lambda found: precompute.model_hash(found[model]),
         needs=(model,),
         depends=depends,
+        plan=lambda found, mesh: _planned(config, language, found[model], mesh),
     )
+
+
+def _scored(config: Any, language: Language, artefact: Any, sets: Mapping[str, Any]) -> Any:
+    """The scores of each set under a finished model."""
+    mesh = make_mesh(config.mesh)
+    weights = materialise(artefact.weights(), mesh, decoder.rules(language.config))
+    score = _scores.make_scorer(
+        language.model, own_weights, mesh=mesh, batch_size=config.score_batch
+    )
+    return score({"model": weights, "aux": {}}, {}, sets)
+
+
+def _planned(config: Any, language: Language, artefact: Any, mesh: Any) -> Mapping[str, Program]:
+    weights = shapes_on(artefact.weights(), mesh, decoder.rules(language.config))
+    params = {"model": weights, "aux": {}}
+    return _scores.scorer_programs(language.model, own_weights, params, {}, **_sizes(config))
 
 
 def _sizes(config: Any) -> dict[str, int]:

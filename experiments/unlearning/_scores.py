@@ -1,14 +1,13 @@
 """What is measured of an unlearned model: TOFU's numbers, per question and along training."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.unlearning._questions import Questions, answer_rows, rows
-from kd_jax.data import arrays
+from kd_jax.data import arrays, shapes
 from kd_jax.evaluation import tofu
 from kd_jax.launch.evaluation import evaluate, program
 from kd_jax.launch.stages import Program, mesh_of
@@ -60,7 +59,7 @@ def scorer_programs(
 ) -> dict[str, Program]:
     """What a scorer runs, for a plan."""
     step, mesh = _scoring(model, policy), mesh_of(params)
-    batch = shapes(batch_size, length)
+    batch = shapes.text(batch_size, length)
     return {"answers": program(step, params, {}, frozen, batch, mesh=mesh)}
 
 
@@ -110,14 +109,3 @@ def truth_ratios(scores: Mapping[str, Sequences], wrong: int) -> dict[str, Any]:
         found[f"{name}_truth_ratio"] = ratio
         found[f"{name}_truth"] = float(aggregate(ratio))
     return found
-
-
-def shapes(rows: int, length: int, extra: Sequence[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a text batch, with `extra` float32 entries for each row."""
-    of = jax.ShapeDtypeStruct
-    return {
-        "inputs": of((rows, length), np.int32),
-        "targets": of((rows, length), np.int32),
-        "weights": of((rows, length), np.float32),
-        "index": of((rows,), np.int32),
-    } | {name: of((rows,), np.float32) for name in extra}

@@ -26,15 +26,15 @@ from typing import Any
 
 import tyro
 
-from experiments.unlearning import _language, _measuring, _questions, _report, _scores
+from experiments.unlearning import _language, _measuring, _questions, _report
 from experiments.unlearning._learning import Learning
 from experiments.unlearning._methods import METHODS, REFERENCE
-from kd_jax.data import pairs, sources
+from kd_jax.data import pairs, shapes, sources
 from kd_jax.launch import precompute, run
 from kd_jax.launch.config import Settings, check_positive, digest
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import Stage, Training
-from kd_jax.models import decoder
+from kd_jax.models import decoder, sizes
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
 from kd_jax.steps import make_train_step
@@ -98,7 +98,7 @@ PRESETS = {
     ),
     "laptop": Config(
         model="smollm2",
-        decoder=_language.SMOLLM2_135M,
+        decoder=sizes.SMOLLM2_135M,
         data=_questions.Data(tofu=True, forget_authors=2, retain_authors=6, length=88),
         adapter=_language.Adapter(rank=16, alpha=32.0),
         finetune=Learning(rate=2e-3, epochs=5, batch_size=8),
@@ -111,7 +111,7 @@ PRESETS = {
     "paper": Config(
         mesh=MeshConfig(data=1, fsdp=-1),
         model="Llama-2-7b-chat-hf",
-        decoder=_language.LLAMA2_7B,
+        decoder=sizes.LLAMA2_7B,
         data=_questions.Data(tofu=True, forget_authors=20, retain_authors=180, length=256),
         finetune=Learning(rate=1e-5, epochs=5, batch_size=32, warmup=0.2),
         unlearn=Learning(rate=1e-5, epochs=10, batch_size=32),
@@ -180,7 +180,7 @@ def _parts(config: Config, language: _language.Language, *, retained_only: bool)
     forget, retain = _questions.sizes(data)
     count = retain + (0 if retained_only else forget)
     objective = supervise(language.model, {"nll": next_token_nll}, policy=tune.policy)
-    batch = _scores.shapes(learning.batch_size, data.length)
+    batch = shapes.text(learning.batch_size, data.length)
     return _training(config, language, tune, objective, learning, count, source, batch)
 
 
@@ -203,8 +203,8 @@ def _forgetting(config: Config, language: _language.Language, method: str, found
         return pairs.forget_retain(forget, retain, seed=config.seed, batch_size=learning.batch_size)
 
     batch = {
-        "forget": _scores.shapes(learning.batch_size, data.length, (REFERENCE,)),
-        "retain": _scores.shapes(learning.batch_size, data.length),
+        "forget": shapes.text(learning.batch_size, data.length, (REFERENCE,)),
+        "retain": shapes.text(learning.batch_size, data.length),
     }
     objective = METHODS[method](language.model, tune.policy, config.beta)
     count = _questions.sizes(data)[0]

@@ -19,9 +19,9 @@ KEPT = ("qkv", "mixed", "attention", "gate_up")
 class DecoderConfig:
     """A pre-norm decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-    Covers Llama 2 and 3, SmolLM2, Mistral, Qwen2.5 and Qwen3, and mixtures of experts in the place
-    of the MLP (Mixtral, Qwen3-MoE). Hashable, so that it can be a
-    static argument of `jax.jit`.
+    Covers Llama 2 and 3, SmolLM2, Mistral, Qwen2.5 and Qwen3; with experts in the place of the MLP
+    also the layers of Mixtral and Qwen3-MoE, whose files are not read. Hashable, so that it can be
+    a static argument of `jax.jit`.
     """
 
     vocab: int

@@ -218,7 +218,10 @@ def test_mount_mounts_once_and_refuses_another_bucket(pod, tmp_path):
         place = home / "mnt/the runs"
         assert place.is_dir()
         assert (home / "gcsfuse.log").read_text().splitlines() == [
-            *("--implicit-dirs", "--only-dir", "a folder", "bucket", str(place))
+            "--implicit-dirs",
+            "--metadata-cache-ttl-secs=0",
+            "--metadata-cache-negative-ttl-secs=0",
+            *("--only-dir", "a folder", "bucket", str(place)),
         ]
     done = pod("setup.sh", "--mount", **settings | {"KD_BUCKET": "gs://other"})
     assert done.code == 2 and "bucket is mounted at" in done.stderr

@@ -20,7 +20,10 @@ fi
 command -v gcsfuse >/dev/null || die 2 "has no gcsfuse; install it (Cloud Storage FUSE), or let" \
     "KD_WORKDIR name another folder that all workers share"
 mkdir -p "$workdir" 2>/dev/null || sudo install -d -o "$(id -u)" -g "$(id -g)" "$workdir"
-# Folders that were uploaded as names of objects only are seen too.
-gcsfuse --implicit-dirs ${folder:+--only-dir "$folder"} "$bucket" "$workdir" >&2 ||
+# Folders that were uploaded as names of objects only are seen too. Nothing is remembered of what is
+# there or not: workers read what others have just written, and on TPU machines the memory of
+# gcsfuse has no end by default.
+gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
+    ${folder:+--only-dir "$folder"} "$bucket" "$workdir" >&2 ||
     die 1 "cannot mount $1 at $workdir; may the TPU's service account read and write the bucket?"
 echo "[$me] $workdir: mounted"

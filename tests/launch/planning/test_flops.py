@@ -183,3 +183,15 @@ def test_attention_is_dense_whatever_the_platform():
     with jax.sharding.use_abstract_mesh(mesh):
         assert "pallas_call" in str(jax.make_jaxpr(function)(*shapes))
         assert flops.of(function, *shapes).total == products(CONFIG)[0]
+
+
+def test_a_call_without_results_is_not_counted():
+    """What is left of a call of which recomputation needed nothing; the compiler drops it."""
+
+    def f(x):
+        jax.jit(lambda y: (jnp.matmul(y, y), None)[1])(x)
+        return x
+
+    traced = jax.make_jaxpr(f)(jnp.ones((4, 4)))
+    assert [len(e.outvars) for e in traced.eqns] == [0]
+    assert flops.count(traced).total == 0

@@ -6,6 +6,7 @@ import math
 
 import jax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from support.hlo import arrays_in
 
 from experiments.scaling import language_models
@@ -13,8 +14,9 @@ from kd_jax.launch.loop import jit_step
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.planning import compiled, topologies
 from kd_jax.launch.sharding import shardings_of
-from kd_jax.launch.stages import placed
+from kd_jax.launch.stages import Program, placed
 from kd_jax.models.decoder import DecoderConfig
+from kd_jax.models.parts import fetched
 
 # Numbers that nothing else is a multiple of. Heads are streamed in pieces of 512 positions.
 ROWS, LENGTH, VOCAB, HEADS = 8, 1536, 2816, 2
@@ -76,6 +78,20 @@ def test_on_tpu_no_attention_scores_either(method):
 def test_attention_scores_are_seen_where_they_are():
     """On the CPU, whose attention is dense."""
     assert scores(arrays("npo", "cpu"))
+
+
+@pytest.mark.libtpu
+def test_the_peak_of_a_chip_leaves_out_what_lies_in_the_hosts_memory():
+    mesh = make_mesh(MESH, topologies.devices_of("v5e:2x2"))
+    held = NamedSharding(mesh, PartitionSpec(), memory_kind="pinned_host")
+    layers = jax.ShapeDtypeStruct((8, 1024, 1024), "float32", sharding=held)  # 32 MiB
+    rows = jax.ShapeDtypeStruct((8, 1024), "float32", sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def f(layers, x):
+        return jax.lax.scan(lambda x, w: (x @ fetched(w), None), x, layers)[0]
+
+    account = compiled.Compiler("tpu").account(Program(jax.jit(f), (layers, rows)))
+    assert account.peak < 32 * 2**20
 
 
 def test_arrays_of_traces_and_of_programs():
