@@ -183,6 +183,11 @@ class Objective(NamedTuple):
     whole_batch: bool = False
 
 
+def stateless(loss: Callable[..., Output], *, whole_batch: bool = False) -> Objective:
+    """The objective of a loss without aux parameters and carry."""
+    return Objective(lambda key, params, frozen, batch: ({}, {}), loss, whole_batch=whole_batch)
+
+
 class GradientRule(NamedTuple):
     """How parameters are moved along gradients.
 

@@ -14,7 +14,8 @@ from kd_jax.gradients import plain, surgery
 from kd_jax.objectives.combinators import add, on
 from kd_jax.objectives.references import model_sequence_log_probs, online, precomputed
 from kd_jax.objectives.terms import label_cross_entropy
-from kd_jax.objectives.unlearn import gradient_difference, negative_preference
+from kd_jax.objectives.unlearn.likelihood import gradient_difference
+from kd_jax.objectives.unlearn.preference import negative_preference
 from kd_jax.steps import make_train_step, sequence
 from kd_jax.types import Logits, Model, ModelOutput, Objective, Output, Term, weighted_sum
 

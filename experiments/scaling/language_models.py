@@ -39,7 +39,7 @@ from kd_jax.objectives.prefer import direct_preference
 from kd_jax.objectives.references import online
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
-from kd_jax.objectives.unlearn import negative_preference
+from kd_jax.objectives.unlearn.preference import negative_preference
 from kd_jax.steps import make_train_step
 from kd_jax.types import Model, Objective
 

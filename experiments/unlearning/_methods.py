@@ -6,7 +6,8 @@ from kd_jax.objectives.combinators import add, on
 from kd_jax.objectives.references import precomputed
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
-from kd_jax.objectives.unlearn import gradient_ascent, gradient_difference, negative_preference
+from kd_jax.objectives.unlearn.likelihood import gradient_ascent, gradient_difference
+from kd_jax.objectives.unlearn.preference import negative_preference
 from kd_jax.types import Model, Objective, Policy
 
 # In batch["forget"]: log-probabilities of its answers under the model before unlearning.

@@ -1,16 +1,16 @@
 """Row-wise losses over a vocabulary too large to write out: no [B, T, V], forward or backward.
 
 A row-wise loss maps one position's logits (and what goes with them: a label, the teacher's
-logits) to a number. `_over_chunks` applies one to a head in n pieces of at most `chunk` positions
-along T. B stays whole and piece i is positions i::n, so that a batch sharded over devices stays
-where it is, along T too; a vocabulary sharded over devices works as well. For a factored head the
-backward pass makes each piece's logits again. Both passes may be vmapped, and differentiated once
-more (unrolled gradient rules) at the same memory.
+logits) to a number. `over_vocabulary` applies one to a head in n pieces of at most `chunk`
+positions along T. B stays whole and piece i is positions i::n, so that a batch sharded over devices
+stays where it is, along T too; a vocabulary sharded over devices works as well. For a factored head
+the backward pass makes each piece's logits again. Both passes may be vmapped, and differentiated
+once more (unrolled gradient rules) at the same memory.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ from kd_jax.losses.divergences import forward_kl
 from kd_jax.types import Head, Logits
 
 PyTree = Any
-Row = Callable[[jax.Array, Any, Any], jax.Array]
+# (logits f32 [B, C, V], others' logits, rows [B, C, ...], fixed) -> [B, C]
+Row = Callable[[jax.Array, tuple[jax.Array, ...], Any, Any], Any]
 
 # What jax.checkpoint calls the part of a program that is computed a second time.
 RECOMPUTED = "rematted_computation"
@@ -44,14 +45,11 @@ def token_log_probs(
     neither computed nor stored when it is not differentiated (LoRA on a frozen head); each has the
     dtype of its input. Reverse mode only at first order (custom_vjp).
     """
-    _check_chunk(chunk)
     _check_head("head", head)
-    shape = head[0].shape[:2]
-    if targets.shape != shape:
-        raise ValueError(f"targets: got shape {targets.shape}, takes [B, T] of the head, {shape}")
+    _check_targets(head, targets)
     if isinstance(head, Logits):
         return label_log_probs(head.z, targets)
-    return _over_chunks(_label_row, head, targets, (), chunk=chunk)
+    return over_vocabulary(_label_row, head, targets, chunk=chunk)
 
 
 def token_forward_kl(
@@ -64,50 +62,116 @@ def token_forward_kl(
     The gradient goes to the student alone: teacher and temperature are stopped. Memory and
     gradients of a factored student as in `token_log_probs`.
     """
-    _check_chunk(chunk)
     _check_head("student", student)
     _check_head("teacher", teacher)
     _checks.positive("temperature", temperature)
     ours, theirs = _extent(student), _extent(teacher)
     if ours != theirs:
         raise ValueError(f"teacher: got [B, T, V] of {theirs}, takes the student's, {ours}")
-    teacher, temperature = jax.lax.stop_gradient((teacher, temperature))
-    array, *rest = teacher
-    row = functools.partial(_forward_kl_row, type(teacher))
-    return _over_chunks(row, student, array, (rest, temperature), chunk=chunk)
+    fixed = jax.lax.stop_gradient(temperature)
+    return over_vocabulary(_forward_kl_row, student, (), fixed, others=(teacher,), chunk=chunk)
 
 
-def _label_row(logits: jax.Array, targets: jax.Array, fixed: PyTree) -> jax.Array:
+class TokenStatistics(NamedTuple):
+    """What evaluation asks of every position, each f32 [B, T].
+
+    log_prob: log p_y of the target y. mean, variance: sum_v p_v log p_v and
+    sum_v p_v (log p_v)^2 - mean^2, of the prediction itself. correct: 1 where y is the first of
+    the likeliest tokens, else 0.
+    """
+
+    log_prob: jax.Array
+    mean: jax.Array
+    variance: jax.Array
+    correct: jax.Array
+
+
+def token_statistics(
+    head: Head, targets: Int[Array, "B T"], *, chunk: int = 512
+) -> TokenStatistics:
+    """The statistics of every position in one pass over the head; no gradient.
+
+    Arguments as `token_log_probs`. An id outside [0, V) is never correct.
+    """
+    _check_head("head", head)
+    _check_targets(head, targets)
+    return over_vocabulary(_statistics_row, jax.lax.stop_gradient(head), targets, chunk=chunk)
+
+
+def _label_row(logits: jax.Array, others: PyTree, targets: jax.Array, fixed: PyTree) -> jax.Array:
     return label_log_probs(logits, targets)
 
 
 def _forward_kl_row(
-    kind: Callable[..., Head], logits: jax.Array, array: jax.Array, fixed: PyTree
+    logits: jax.Array, others: tuple[jax.Array, ...], rows: PyTree, temperature: jax.Array
 ) -> jax.Array:
-    rest, temperature = fixed
-    return forward_kl(logits, kind(array, *rest).logits(), temperature=temperature)
+    return forward_kl(logits, others[0], temperature=temperature)
 
 
-def _over_chunks(row: Row, head: Head, rows: PyTree, fixed: PyTree, *, chunk: int) -> jax.Array:
-    """row(logits f32 [B, C, V], rows [B, C, ...], fixed) -> [B, C], over pieces of T: [B, T].
+def _statistics_row(
+    logits: jax.Array, others: PyTree, targets: jax.Array, fixed: PyTree
+) -> TokenStatistics:
+    log_probs = jax.nn.log_softmax(logits)
+    p = jnp.exp(log_probs)
+    # 0 log 0 = 0: a logit of -inf is a token that is never drawn.
+    kept = jnp.where(p > 0, log_probs, 0.0)
+    mean = (p * kept).sum(-1)
+    # Centred: the difference of two moments loses all digits where the spread is small.
+    variance = (p * jnp.square(kept - mean[..., None])).sum(-1)
+    correct = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
+    return TokenStatistics(label_log_probs(logits, targets), mean, variance, correct)
 
-    rows: arrays [B, T, ...] that are cut like the head; fixed: what every piece sees whole. The
-    gradient goes to the head only. row must be defined for all-zero rows, with which T is padded,
-    and close over no traced value.
+
+def over_vocabulary(
+    row: Row,
+    head: Head,
+    rows: PyTree = (),
+    fixed: PyTree = (),
+    *,
+    others: Sequence[Head] = (),
+    chunk: int = 512,
+) -> Any:
+    """row(logits [B, C, V], others' logits, rows [B, C, ...], fixed) over pieces of T: f32 [B, T].
+
+    head: whose gradient is taken. rows: arrays [B, T, ...] that are cut like the head; fixed:
+    what every piece sees whole; others: further heads [B, T, .] (a teacher's, a reference's),
+    their logits in float32 beside the head's. rows, fixed and others get no gradient.
+    row must be defined for all-zero rows, with which T is padded, and close over no traced value.
+    It may give a tuple of arrays [B, C] where no gradient is taken.
+    chunk: at most so many positions of T are multiplied out at a time.
     """
+    if chunk < 1:
+        raise ValueError(f"chunk: got {chunk}, takes at least 1")
     length = head[0].shape[1]
     pieces = -(-length // chunk)
     split = functools.partial(_split, pieces=pieces)
-    rows = jax.tree.map(split, rows)
+    others, rows, fixed = jax.lax.stop_gradient((tuple(others), rows, fixed))
+    rows = jax.tree.map(split, ([other[0] for other in others], rows))
+    fixed = ([other[1:] for other in others], fixed)
+    whole = functools.partial(_with_others, row, tuple(type(other) for other in others))
     if isinstance(head, Logits):
-        one = jax.checkpoint(lambda z, r: row(z.astype(jnp.float32), r, fixed), prevent_cse=False)
+        one = jax.checkpoint(lambda z, r: whole(z.astype(jnp.float32), r, fixed), prevent_cse=False)
         values = jax.lax.map(lambda x: one(*x), (split(head.z), rows))
     else:
         # As arrays: a head that has passed through a jit boundary holds arrays here anyhow.
         curve = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (head.scale, head.softcap))
-        values = _streamed(row, split(head.hidden), head.unembedding, curve, rows, fixed)
-    joined = jnp.moveaxis(values, 0, 2)  # [B, C, n]
-    return joined.reshape(joined.shape[0], -1)[:, :length]
+        values = _streamed(whole, split(head.hidden), head.unembedding, curve, rows, fixed)
+
+    def join(x: jax.Array) -> jax.Array:
+        joined = jnp.moveaxis(x, 0, 2)  # [B, C, n]
+        return joined.reshape(joined.shape[0], -1)[:, :length]
+
+    return jax.tree.map(join, values)
+
+
+def _with_others(
+    row: Row, kinds: tuple[Callable[..., Head], ...], logits: jax.Array, rows: PyTree, fixed: PyTree
+) -> Any:
+    (arrays, rows), (rest, fixed) = rows, fixed
+    others = tuple(
+        kind(array, *more).logits() for kind, array, more in zip(kinds, arrays, rest, strict=True)
+    )
+    return row(logits, others, rows, fixed)
 
 
 def _split(x: jax.Array, *, pieces: int) -> jax.Array:
@@ -133,7 +197,7 @@ def _bend(product: jax.Array, curve: PyTree) -> jax.Array:
 
 
 def _stream(
-    row: Row,
+    row: Callable[..., Any],
     hidden: jax.Array,
     unembedding: jax.Array,
     curve: PyTree,
@@ -152,7 +216,14 @@ def _stream(
 _streamed = jax.custom_vjp(_stream, nondiff_argnums=(0,))
 
 
-def _forward(row: Row, hidden: Any, unembedding: Any, curve: PyTree, rows: PyTree, fixed: PyTree):
+def _forward(
+    row: Callable[..., Any],
+    hidden: Any,
+    unembedding: Any,
+    curve: PyTree,
+    rows: PyTree,
+    fixed: PyTree,
+):
     # Residuals are arrays, so what is wanted is told by the tree's shape: () is yes, None is no.
     wanted = tuple(
         () if any(x.perturbed for x in jax.tree.leaves(part)) else None
@@ -162,7 +233,7 @@ def _forward(row: Row, hidden: Any, unembedding: Any, curve: PyTree, rows: PyTre
     return _streamed(row, *values), (values, wanted)
 
 
-def _backward(row: Row, residuals: PyTree, g: jax.Array):
+def _backward(row: Callable[..., Any], residuals: PyTree, g: jax.Array):
     (hidden, unembedding, curve, rows, fixed), wanted = residuals
     want_hidden, want_unembedding, want_curve = (mark is not None for mark in wanted)
     # Products of the backward pass take operands as wide as the forward's and sum in float32.
@@ -205,9 +276,10 @@ def _extent(head: Head) -> tuple[int, ...]:
     return (*head.hidden.shape[:2], head.unembedding.shape[0])
 
 
-def _check_chunk(chunk: int) -> None:
-    if chunk < 1:
-        raise ValueError(f"chunk: got {chunk}, takes at least 1")
+def _check_targets(head: Head, targets: jax.Array) -> None:
+    shape = head[0].shape[:2]
+    if targets.shape != shape:
+        raise ValueError(f"targets: got shape {targets.shape}, takes [B, T] of the head, {shape}")
 
 
 def _check_head(name: str, head: Head) -> None:

@@ -19,12 +19,9 @@ from kd_jax.objectives.references import online, precomputed
 from kd_jax.objectives.score import sequence_scores
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
-from kd_jax.objectives.unlearn import (
-    gradient_ascent,
-    gradient_difference,
-    kl_retain,
-    negative_preference,
-)
+from kd_jax.objectives.unlearn.likelihood import gradient_ascent, gradient_difference
+from kd_jax.objectives.unlearn.preference import negative_preference
+from kd_jax.objectives.unlearn.retain import kl_retain
 from kd_jax.steps import make_eval_step, make_train_step
 from kd_jax.types import Context, Model
 

@@ -9,7 +9,10 @@ WIDTH, VOCABULARY = 3, 5
 
 
 def bigram_model(factored: bool = True) -> Model:
-    """Position t sees the features of its own token: hidden = embedding[inputs]."""
+    """Position t sees the features of its own token: hidden = embedding[inputs].
+
+    They are its one place to tap and to add to, "block_0".
+    """
 
     def init(key):
         keys = jax.random.split(key)
@@ -19,8 +22,13 @@ def bigram_model(factored: bool = True) -> Model:
         }
 
     def apply(params, inputs, *, state={}, key=None, train=False, taps=(), add={}):
-        head = Factored(params["embedding"][inputs["inputs"]], params["unembedding"])
-        return ModelOutput(head if factored else Logits(head.logits()), {}, state)
+        hidden = params["embedding"][inputs["inputs"]]
+        if "block_0" in add:
+            hidden += add["block_0"]
+        head = Factored(hidden, params["unembedding"])
+        places = {"block_0": hidden}
+        found = {name: places[name] for name in taps}
+        return ModelOutput(head if factored else Logits(head.logits()), found, state)
 
     return Model(init, apply)
 

@@ -29,7 +29,7 @@ from kd_jax.objectives.references import online
 from kd_jax.objectives.score import sequence_scores
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
-from kd_jax.objectives.unlearn import negative_preference
+from kd_jax.objectives.unlearn.preference import negative_preference
 from kd_jax.steps import make_eval_step, make_train_step
 
 ROWS, LENGTH, VOCAB, SCORED = 8, 8, 32, 21  # no batch size here divides 21

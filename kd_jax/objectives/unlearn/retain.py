@@ -1,0 +1,23 @@
+"""Keeping what is not to be forgotten: the current model held to a reference."""
+
+from kd_jax.losses.streaming import token_forward_kl
+from kd_jax.objectives.combinators import frozen_weights, own_weights
+from kd_jax.types import Context, Model, Objective, Output, Policy, stateless, weighted_sum
+
+
+def kl_retain(
+    model: Model, *, policy: Policy = own_weights, reference: Policy = frozen_weights("reference")
+) -> Objective:
+    """mean over weighed tokens of KL(reference || current), forward KL over the vocabulary (B3).
+
+    The authors' code averages over prompt and padding too, which makes the scale of the term
+    depend on padding; here only tokens with weight count.
+    """
+
+    def loss(params, carry, frozen, batch, ctx: Context) -> Output:
+        current = model.apply(policy(params, frozen), batch, key=ctx.key, train=ctx.train)
+        target = model.apply(reference(params, frozen), batch)
+        kl = token_forward_kl(current.head, target.head)  # stops the target
+        return Output({"kl": weighted_sum(kl, batch["weights"])})
+
+    return stateless(loss)
