@@ -28,11 +28,13 @@ def exact_grad(
     batch: Batch,
     key: jax.Array,
     count: int,
+    *,
+    train: bool = True,
 ) -> Grad:
     """grad(trained, only=None) -> (grads, output) of the objective on `count` microbatches.
 
     rest: the part of params that is not differentiated. `only` names one term, or the component
-    before "/" of several.
+    before "/" of several. train: what the objective is told in ctx.
     """
     parts = _cut(batch, count)
     keys = jax.random.split(key, count)
@@ -61,7 +63,7 @@ def exact_grad(
             return {}
 
         def terms(part: Batch, key: jax.Array) -> dict[str, Term]:
-            return stats(params, state.carry, frozen, part, Context(key, state.step))
+            return stats(params, state.carry, frozen, part, Context(key, state.step, train))
 
         def sums(terms: dict[str, Term]) -> tuple[PyTree, PyTree]:
             return {n: (t.total, t.weight) for n, t in terms.items()}, {
@@ -76,7 +78,7 @@ def exact_grad(
         stats = stats_of(combine(trained, rest))
 
         def output_of(trained, carry, stats, frozen, part, key) -> Output:
-            ctx = Context(key, state.step, True, stats)
+            ctx = Context(key, state.step, train, stats)
             return objective.loss(combine(trained, rest), carry, frozen, part, ctx)
 
         weights = _whole_weights(output_of, trained, state.carry, stats, frozen, parts, keys)

@@ -20,7 +20,7 @@ from kd_jax.launch.weights import Weights
 from kd_jax.models import decoder, lora, pretrained
 from kd_jax.models.decoder import DecoderConfig
 from kd_jax.objectives.combinators import own_weights
-from kd_jax.types import Frozen, Model, Params, Policy
+from kd_jax.types import Frozen, Model, Params, Policy, TrainState
 
 # One layer, unrolled: a smoke run spends its time compiling.
 TINY = DecoderConfig(
@@ -118,6 +118,10 @@ class Tuning(NamedTuple):
     policy: Policy
     rules: Any
     frozen_rules: Any
+
+    def result(self, state: TrainState, frozen: Frozen) -> Any:
+        """The plain weights after a training: adapters are merged into them."""
+        return lora.merge(self.policy(state.params, frozen))
 
 
 def tuning(adapter: Adapter, config: DecoderConfig, start: Weights, seed: int) -> Tuning:

@@ -1,18 +1,19 @@
-"""What npo_tofu measures: answers along a training, all of a finished model's scores, and what NPO
-compares with.
-
-`config` is that of the experiment.
+"""What is measured: answers along a training, all figures of a finished model, and the
+log-probabilities that NPO and DPO compare with.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.unlearning import _questions, _scores
+from experiments.unlearning import _questions, _scores, _writing
+from experiments.unlearning._config import Common
 from experiments.unlearning._language import Language
+from kd_jax.evaluation import tofu
 from kd_jax.launch import precompute
+from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.mesh import make_mesh
 from kd_jax.launch.stages import (
     Compute,
@@ -25,10 +26,14 @@ from kd_jax.launch.stages import (
 )
 from kd_jax.models import decoder
 from kd_jax.objectives.combinators import own_weights
+from kd_jax.objectives.score import answer_statistics
 from kd_jax.types import Policy
 
+# The parts whose reference log-probabilities are stored.
+REFERRED = ("forget", "refusal")
 
-def along_training(config: Any, language: Language, policy: Policy, steps: int) -> Evaluation:
+
+def along_training(config: Common, language: Language, policy: Policy, steps: int) -> Evaluation:
     """Probabilities of answers along a training; texts are read when it is first run."""
 
     @functools.cache
@@ -50,63 +55,134 @@ def along_training(config: Any, language: Language, policy: Policy, steps: int) 
     return Evaluation("answers", max(1, steps // config.evaluations), measure, plan)
 
 
-def finished(config: Any, language: Language, artefact: Any) -> Compute:
-    """The finished model's scores of all answers: probability, truth ratio."""
+def finished(config: Common, language: Language, artefact: Artefact) -> Compute:
+    """All figures of a finished model. Rows are per question, in the order of the records."""
 
     def measure() -> tuple[None, Mapping[str, Any]]:
-        questions, tokenizer = _questions.load(config.data), language.tokenizer()
-        limits = {"length": config.data.length, "keep": config.evaluate_retain}
-        sets = _scores.answer_sets(tokenizer, questions, **limits)
-        if config.wrong:
-            sets |= _scores.truth_sets(tokenizer, questions, wrong=config.wrong, **limits)
-        scores = _scored(config, language, artefact, sets)
-        found = _scores.probabilities(scores)
-        if config.wrong:
-            found |= _scores.truth_ratios(scores, config.wrong)
-        return None, found
+        mesh = make_mesh(config.mesh)
+        weights = materialise(artefact.weights(), mesh, decoder.rules(language.config))
+        return None, figures(config, language, weights, mesh)
 
     return Compute(measure, plan=functools.partial(_planned, config, language, artefact))
 
 
-def forget_rows(config: Any, language: Language) -> dict[str, Any]:
-    """The answers to forget, as training rows."""
-    records = _questions.load(config.data).forget
-    return _questions.answer_rows(language.tokenizer(), records, config.data.length)
+def figures(config: Common, language: Language, weights: Any, mesh: Any) -> dict[str, Any]:
+    """What `finished` measures, of weights that lie on a mesh."""
+    questions, tokenizer = _questions.load(config.data), language.tokenizer()
+    general = _questions.general(config.data, config.general)
+    length = config.data.length
+    sets = _scores.answer_sets(tokenizer, questions, length=length, keep=config.evaluate_retain)
+    for name, records in (*general.items(), ("holdout", questions.holdout)):
+        if records:
+            sets[name] = _questions.answer_rows(tokenizer, records, length)
+    asked = {"forget": questions.forget, "retain": questions.retain[: config.evaluate_retain]}
+    asked |= general
+    # Real authors and world facts come with three wrong answers.
+    wrong = {name: min(config.wrong, 3) if name in general else config.wrong for name in asked}
+    for name, records in asked.items():
+        sets |= _scores.truth_sets(tokenizer, name, records, length=length, wrong=wrong[name])
+    score = _scores.make_scorer(
+        language.model,
+        own_weights,
+        mesh=mesh,
+        batch_size=config.score_batch,
+        scoring=answer_statistics,
+    )
+    scores = score({"model": weights, "aux": {}}, {}, sets)
+    found = _scores.probabilities(scores) | _scores.memorised(scores)
+    for name in asked:
+        if wrong[name]:
+            found |= _scores.truth_ratios(scores, name, wrong[name])
+            if name in general:
+                found |= _scores.choices(scores, name, wrong[name])
+    if questions.holdout:
+        found |= _scores.attacked(scores)
+    if config.generate:
+        for name, records in asked.items():
+            found |= _writing.recalls(config, language, weights, mesh, name, records)
+    return found | _utility(found)
 
 
-def reference(config: Any, language: Language, name: str, model: str, depends: Any) -> Stage:
-    """A stage that stores the log-probability of each answer to forget under a stage's model."""
+def _utility(found: Mapping[str, Any]) -> dict[str, float]:
+    """TOFU's model utility where its nine figures are there; that of the answers to keep alone."""
+    names = {"probability": "probability", "rouge": "rouge", "truth_ratio": "truth"}
+    parts = {
+        f"{group}/{metric}": float(found[f"{group}_{name}"])
+        for group in tofu.SETS[1:]
+        for metric, name in names.items()
+        if f"{group}_{name}" in found
+    }
+    kept = [x for name, x in parts.items() if name.startswith("retain/")]
+    utility = {"retain_utility": tofu.harmonic_mean(kept)}
+    if len(parts) == len(tofu.UTILITY):
+        utility["model_utility"] = tofu.model_utility(parts)
+    return utility
+
+
+def referred_rows(
+    config: Common, language: Language, seed: int, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The answers to forget as training rows, and refusals of the same questions."""
+    tokenizer, length = language.tokenizer(), config.data.length
+    return {
+        "forget": _questions.answer_rows(tokenizer, records, length),
+        "refusal": _questions.refusal_rows(tokenizer, records, length, seed),
+    }
+
+
+def reference(
+    config: Common,
+    language: Language,
+    seed: int,
+    name: str,
+    model: str,
+    records: Sequence[Mapping[str, Any]] | None = None,
+    depends: Any = None,
+) -> Stage:
+    """A stage that stores the log-probability of each answer to forget, and of its refusal, under
+    the model that another stage made. records: by default all that is to be forgotten; with
+    others, `depends` has to tell them apart."""
 
     def score(found, rows) -> dict[str, Any]:
-        scores = _scored(config, language, found[model], {"forget": rows})
-        return {"log_prob": scores["forget"].log_prob.astype(np.float32)}
+        mesh = make_mesh(config.mesh)
+        weights = materialise(found[model].weights(), mesh, decoder.rules(language.config))
+        scorer = _scores.make_scorer(
+            language.model, own_weights, mesh=mesh, batch_size=config.score_batch
+        )
+        scores = scorer({"model": weights, "aux": {}}, {}, rows)
+        return {part: scores[part]["log_prob"].astype(np.float32) for part in REFERRED}
+
+    def data() -> dict[str, Any]:
+        chosen = _questions.load(config.data).forget if records is None else records
+        return referred_rows(config, language, seed, chosen)
+
+    def plan(found, mesh) -> Mapping[str, Program]:
+        weights = shapes_on(found[model].weights(), mesh, decoder.rules(language.config))
+        params = {"model": weights, "aux": {}}
+        return _scores.scorer_programs(language.model, own_weights, params, {}, **_sizes(config))
 
     return precompute.stage(
         name,
         score=score,
-        data=lambda: forget_rows(config, language),
+        data=data,
         model=lambda found: precompute.model_hash(found[model]),
         needs=(model,),
-        depends=depends,
-        plan=lambda found, mesh: _planned(config, language, found[model], mesh),
+        depends={} if depends is None else depends,
+        plan=plan,
     )
 
 
-def _scored(config: Any, language: Language, artefact: Any, sets: Mapping[str, Any]) -> Any:
-    """The scores of each set under a finished model."""
-    mesh = make_mesh(config.mesh)
-    weights = materialise(artefact.weights(), mesh, decoder.rules(language.config))
-    score = _scores.make_scorer(
-        language.model, own_weights, mesh=mesh, batch_size=config.score_batch
-    )
-    return score({"model": weights, "aux": {}}, {}, sets)
-
-
-def _planned(config: Any, language: Language, artefact: Any, mesh: Any) -> Mapping[str, Program]:
+def _planned(
+    config: Common, language: Language, artefact: Artefact, mesh: Any
+) -> Mapping[str, Program]:
+    """The programs of `figures`."""
     weights = shapes_on(artefact.weights(), mesh, decoder.rules(language.config))
     params = {"model": weights, "aux": {}}
-    return _scores.scorer_programs(language.model, own_weights, params, {}, **_sizes(config))
+    answers = _scores.scorer_programs(
+        language.model, own_weights, params, {}, **_sizes(config), scoring=answer_statistics
+    )
+    return answers | _writing.programs(config, language, weights, mesh)
 
 
-def _sizes(config: Any) -> dict[str, int]:
+def _sizes(config: Common) -> Any:
     return {"batch_size": config.score_batch, "length": config.data.length}

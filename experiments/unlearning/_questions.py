@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kd_jax.data import collate, jsonl, pairs, prepare, templates
+from kd_jax.data import collate, jsonl, pairs, prepare, refusals, templates
 from kd_jax.data.builders.authors_generator import generate
 from kd_jax.data.builders.tofu import Tofu
 from kd_jax.launch.config import not_identity
@@ -26,6 +26,8 @@ class Data:
     """The last so many authors are forgotten; TOFU's forget01 is 2 of 200."""
     retain_authors: int = 6
     """The first so many authors are kept."""
+    holdout_authors: int = 0
+    """So many further authors are never trained on: what membership attacks compare with."""
     forget: str | None = None
     """Your own JSON lines of prompt and answer to forget, in place of authors."""
     retain: str | None = None
@@ -44,6 +46,8 @@ class Data:
         for name in ("forget_authors", "retain_authors", "length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}: got {getattr(self, name)}, takes at least 1")
+        if self.holdout_authors < 0:
+            raise ValueError(f"data.holdout_authors: got {self.holdout_authors}, takes at least 0")
 
     @property
     def perturbed(self) -> int:
@@ -56,6 +60,7 @@ class Questions(NamedTuple):
 
     forget: Sequence[Mapping[str, Any]]
     retain: Sequence[Mapping[str, Any]]
+    holdout: Sequence[Mapping[str, Any]] = ()
 
 
 @functools.cache
@@ -67,16 +72,18 @@ def load(data: Data) -> Questions:
             for path in (data.forget, data.retain)
         ]
         return Questions(*own)
+    n_forget = data.forget_authors * QUESTIONS_PER_AUTHOR
+    n_retain = data.retain_authors * QUESTIONS_PER_AUTHOR
+    n_holdout = data.holdout_authors * QUESTIONS_PER_AUTHOR
     if not data.tofu:
         records = generate(
-            data.forget_authors + data.retain_authors,
+            data.forget_authors + data.retain_authors + data.holdout_authors,
             data.seed,
             questions_per_author=QUESTIONS_PER_AUTHOR,
         )
-        return Questions(*pairs.split_authors(records, forget=data.forget_authors))
+        forget, others = pairs.split_authors(records, forget=data.forget_authors)
+        return Questions(forget, others[:n_retain], others[n_retain:])
     splits = prepare.load(Tofu, manual_dir=data.folder)
-    n_forget = data.forget_authors * QUESTIONS_PER_AUTHOR
-    n_retain = data.retain_authors * QUESTIONS_PER_AUTHOR
     # The 400 rows of forget10_perturbed are the last 20 authors, those of retain_perturbed the
     # first 20; answers to keep beyond those come without wrong answers and are only trained on.
     forget = prepare.texts(splits["forget10_perturbed"])
@@ -84,10 +91,24 @@ def load(data: Data) -> Questions:
         raise ValueError(f"data.forget_authors: got {data.forget_authors}, takes 1 to 20 of TOFU")
     kept = prepare.texts(splits["retain_perturbed"])
     full = prepare.texts(splits["full"])
-    if n_retain > len(full) - n_forget:
-        most = (len(full) - n_forget) // QUESTIONS_PER_AUTHOR
+    if n_retain + n_holdout > len(full) - n_forget:
+        most = (len(full) - n_forget - n_holdout) // QUESTIONS_PER_AUTHOR
         raise ValueError(f"data.retain_authors: got {data.retain_authors}, takes up to {most}")
-    return Questions(forget[-n_forget:], kept[:n_retain] + full[len(kept) : n_retain])
+    others = kept + full[len(kept) : len(full) - n_forget]
+    return Questions(forget[-n_forget:], others[:n_retain], others[n_retain : n_retain + n_holdout])
+
+
+@functools.cache
+def general(data: Data, count: int) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """TOFU's questions about real authors and about the world, the first `count` of each: records
+    as above, but without paraphrases. None beside other data than TOFU's."""
+    if not count or data.forget or not data.tofu:
+        return {}
+    splits = prepare.load(Tofu, manual_dir=data.folder)
+    return {
+        name: prepare.texts(splits[f"{name}_perturbed"])[:count]
+        for name in ("real_authors", "world_facts")
+    }
 
 
 def rows(
@@ -110,10 +131,17 @@ def answer_rows(tokenizer: Any, records: Sequence[Mapping[str, Any]], length: in
     return rows(tokenizer, records, [record["answer"] for record in records], length)
 
 
+def refusal_rows(
+    tokenizer: Any, records: Sequence[Mapping[str, Any]], length: int, seed: int
+) -> dict[str, np.ndarray]:
+    """The rows of the same questions, each with a refusal in place of its answer."""
+    return rows(tokenizer, records, refusals.draw(len(records), seed=seed), length)
+
+
 def texts(questions: Questions) -> list[str]:
     """All that a tokeniser made for these questions has to spell."""
-    found = []
-    for record in (*questions.forget, *questions.retain):
+    found = [f" {sentence}" for sentence in refusals.SENTENCES]
+    for record in (*questions.forget, *questions.retain, *questions.holdout):
         answers = [record["answer"], record.get("paraphrased_answer", "")]
         for answer in (*answers, *record.get("perturbed_answer", ())):
             found += templates.question_answer(record["question"], answer)

@@ -2,29 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from kd_jax.evaluation import tofu
+from experiments.unlearning import _results
+from experiments.unlearning._methods import Method
 from kd_jax.evaluation.intervals import bootstrap_interval
-from kd_jax.launch import plots
 from kd_jax.launch.artefacts import Artefact
-from kd_jax.launch.claims import Claim, Effect, Results, Table, above, below
-
-LABELS = {
-    "finetune": "fine-tuned",
-    "retrain": "retrained",
-    "ga": "GA",
-    "graddiff": "GradDiff",
-    "npo": "NPO",
-    "npo_rt": "NPO+RT",
-}
+from kd_jax.launch.claims import Claim, Effect, Results, above, below
 
 
 def _effect(name: str):
-    def read(results: Results) -> Effect:
-        return Effect(**results.values["effects"][name])
+    def read(results: Results) -> Effect | None:
+        found = results.values["effects"].get(name)
+        return None if found is None else Effect(**found)
 
     return read
 
@@ -61,116 +52,89 @@ CLAIMS = (
         _effect("ga_over_npo_forget_rise"),
         above(1.0),
     ),
+    Claim(
+        "SimNPO keeps at least as much of the retained answers' probability as NPO+RT (difference "
+        "above 0).",
+        "arXiv 2410.07163, Table 1 (UNVERIFIED)",
+        "forget05: SimNPO has a higher model utility than NPO",
+        _effect("simnpo_minus_npo_rt_retain"),
+        above(0.0),
+    ),
 )
 
 
-def results(methods: Sequence[str], artefacts: Mapping[str, Artefact], folder: Path) -> Results:
-    models = ("finetune", "retrain", *methods)
-    scores = {name: artefacts[f"{name}_score"] for name in models}
-    loss = {
-        (name, part): score.rows[f"{part}_loss"].astype(np.float64)
-        for name, score in scores.items()
-        for part in ("forget", "retain")
-    }
+def results(
+    methods: Mapping[str, Method],
+    seeds: Sequence[int],
+    artefacts: Mapping[str, Artefact],
+    folder: Path,
+) -> Results:
+    labels = {name: method.label for name, method in methods.items()}
+    models = {"finetune": "fine-tuned", **labels, "retrain": "retrained"}
+    scores = {name: _results.scores(artefacts, name, seeds) for name in models}
     values = {
-        "models": {name: dict(score.values) for name, score in scores.items()},
-        "trajectories": {name: artefacts[name].history for name in models},
-        "forget_quality": _forget_quality(methods, scores),
-        "effects": {k: e._asdict() for k, e in _effects(loss).items()},
+        "models": {name: [dict(score.values) for score in scores[name]] for name in models},
+        "trajectories": {
+            name: [artefacts[f"{name}_{seed}"].history for seed in seeds] for name in models
+        },
+        "forget_quality": {
+            name: quality
+            for name in models
+            if name != "retrain"
+            and (quality := _results.forget_quality(scores[name], scores["retrain"]))
+        },
+        "effects": {name: effect._asdict() for name, effect in _effects(scores).items()},
     }
-    return Results(values, [_table(models, loss, values)], _plots(models, artefacts, folder))
+    title = "After training (95 % over questions, or over seeds where there are several)"
+    return Results(
+        values,
+        [_results.table(artefacts, models, seeds, title)],
+        _plots(methods, seeds, artefacts, folder),
+    )
 
 
-def _effects(loss: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Effect]:
-    """95 % bootstrap intervals over questions; both sides of a ratio see the same questions."""
-    p = {key: tofu.probability(x) for key, x in loss.items()}
-
-    def ratio(columns: np.ndarray) -> float:
-        return columns[:, 0].mean() / columns[:, 1].mean()
-
-    def rises(columns: np.ndarray) -> float:
-        """How much more the first column has risen above the third than the second has."""
-        ga, npo, start = columns.mean(0)
-        return (ga - start) / (npo - start)
-
-    found = {
-        "ga_retain_kept": (ratio, [p["ga", "retain"], p["finetune", "retain"]]),
-        "npo_rt_forget_kept": (ratio, [p["npo_rt", "forget"], p["finetune", "forget"]]),
-        "npo_rt_minus_ga_retain": (np.mean, [p["npo_rt", "retain"] - p["ga", "retain"]]),
-        "ga_over_npo_forget_rise": (
-            rises,
-            [loss[name, "forget"] for name in ("ga", "npo", "finetune")],
-        ),
-    }
-    return {
-        name: Effect(*bootstrap_interval(np.stack(columns, 1), seed=0, statistic=statistic))
-        for name, (statistic, columns) in found.items()
-    }
+def _effects(scores: Mapping[str, Sequence[Artefact]]) -> dict[str, Effect]:
+    """Of the methods that were run."""
+    forget, retain, start = "forget_probability", "retain_probability", "finetune"
+    found = {}
+    if "ga" in scores:
+        found["ga_retain_kept"] = _results.share(scores["ga"], scores[start], retain)
+    if "npo_rt" in scores:
+        found["npo_rt_forget_kept"] = _results.share(scores["npo_rt"], scores[start], forget)
+    for one, two in (("npo_rt", "ga"), ("simnpo", "npo_rt")):
+        if one in scores and two in scores:
+            name = f"{one}_minus_{two}_retain"
+            found[name] = _results.difference(scores[one], scores[two], retain)
+    if "ga" in scores and "npo" in scores:
+        found["ga_over_npo_forget_rise"] = _rises(*(scores[n] for n in ("ga", "npo", start)))
+    return found
 
 
-def _forget_quality(methods: Sequence[str], scores: Mapping[str, Artefact]) -> dict[str, float]:
-    """p of the KS test between truth ratios on the forget set: against the retrained model's."""
-    if "forget_truth_ratio" not in scores["retrain"].rows:
-        return {}
-    retrained = scores["retrain"].rows["forget_truth_ratio"]
-    return {
-        name: tofu.forget_quality(scores[name].rows["forget_truth_ratio"], retrained).p_value
-        for name in ("finetune", *methods)
-    }
+def _rises(ga: Sequence[Artefact], npo: Sequence[Artefact], start: Sequence[Artefact]) -> Effect:
+    """How much more the loss on forgotten answers has risen under GA than under NPO."""
+    columns = [
+        np.stack([score.rows["forget_loss"].astype(np.float64) for score in trio], 1)
+        for trio in zip(ga, npo, start, strict=True)
+    ]
 
+    def ratio(x: np.ndarray) -> float:
+        high, low, before = x.mean(0)
+        return (high - before) / (low - before)
 
-def _table(
-    models: Sequence[str], loss: Mapping[Any, np.ndarray], values: Mapping[str, Any]
-) -> Table:
-    rows = []
-    for name in models:
-        row: dict[str, Any] = {"model": LABELS[name]}
-        for part in ("forget", "retain"):
-            chances = tofu.probability(loss[name, part])
-            row[f"{part} probability"] = Effect(*bootstrap_interval(chances, seed=0))
-        measured = values["models"][name]
-        for part in ("forget", "retain"):
-            if f"{part}_truth" in measured:
-                row[f"{part} truth"] = measured[f"{part}_truth"]
-        if name in values["forget_quality"]:
-            row["forget quality (p)"] = values["forget_quality"][name]
-        rows.append(row)
-    return Table("After training: probabilities of answers (95 % over questions)", rows)
+    if len(columns) == 1:
+        return Effect(*bootstrap_interval(columns[0], seed=0, statistic=ratio))
+    return _results.over_seeds([float(ratio(x)) for x in columns])
 
 
 def _plots(
-    models: Sequence[str], artefacts: Mapping[str, Artefact], folder: Path
+    methods: Mapping[str, Method],
+    seeds: Sequence[int],
+    artefacts: Mapping[str, Artefact],
+    folder: Path,
 ) -> dict[str, Path]:
-    methods = models[2:]
+    """A set of plots for each group of methods: twenty lines in one cannot be told apart."""
     made = {}
-    for part, meaning in (("forget", "to forget: lower"), ("retain", "to keep: higher")):
-        series = {
-            LABELS[name]: plots.Line(*artefacts[name].series(f"answers/{part}_probability"))
-            for name in methods
-        }
-        level = artefacts["retrain_score"].values[f"{part}_probability"]
-        made[f"{part}_probability"] = plots.lines(
-            folder / "plots" / f"{part}_probability.png",
-            series,
-            x="unlearning step",
-            y="mean probability of the answers",
-            title=f"Answers {meaning} is better",
-            reference=("retrained", level),
-        )
-    paths = {
-        LABELS[name]: plots.Line(
-            artefacts[name].series("answers/forget_probability")[1],
-            artefacts[name].series("answers/retain_probability")[1],
-        )
-        for name in methods
-    }
-    end = artefacts["retrain_score"].values
-    paths[LABELS["retrain"]] = plots.Line([end["forget_probability"]], [end["retain_probability"]])
-    made["trade_off"] = plots.trade_off(
-        folder / "plots" / "trade_off.png",
-        paths,
-        x="probability of answers to forget",
-        y="probability of answers to keep",
-        title="From fine-tuned (hollow) to unlearned (large): up and left is better",
-    )
+    for group in dict.fromkeys(method.group for method in methods.values()):
+        labels = {name: m.label for name, m in methods.items() if m.group == group}
+        made |= _results.training_plots(artefacts, labels, seeds, folder, f"_{group}")
     return made

@@ -1,6 +1,6 @@
 """Pairs: preferred and rejected answers, and forget rows beside retain rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kd_jax.data import arrays as arrays_lib
@@ -42,18 +42,33 @@ def paired(**parts: sources.Source) -> sources.Source:
 
 
 def forget_retain(
-    forget: arrays_lib.Arrays, retain: arrays_lib.Arrays, *, seed: int, batch_size: int
+    forget: Mapping[str, arrays_lib.Arrays],
+    retain: Mapping[str, arrays_lib.Arrays],
+    *,
+    seed: int,
+    batch_size: int,
 ) -> sources.Source:
-    """A source of {"forget": batch, "retain": batch}, each of batch_size rows.
+    """A source of {part: batch}, each of batch_size rows: the parts of forget and those of retain.
 
-    The anchor is forget: an epoch is one permutation of its rows, and each comes with a retain row
-    drawn uniformly with replacement, as in TOFU (arXiv 2401.06121).
+    forget: {"forget": rows} and what goes row by row with them ({"refusal": rows} of the same
+    questions); retain likewise. The anchor is forget: an epoch is one permutation of its rows, and
+    each comes with a retain row drawn uniformly with replacement, as in TOFU (arXiv 2401.06121).
+    ValueError where the parts of one side have different numbers of rows.
     """
+    sides = {"forget": (forget, order.order), "retain": (retain, order.uniform)}
+    for name, (parts, _) in sides.items():
+        counts = {part: arrays_lib.size(rows) for part, rows in parts.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"{name}: got {counts} rows, takes the same number of each part")
     return paired(
-        forget=sources.array_batches(forget, seed=seed, name="forget", batch_size=batch_size),
-        retain=sources.array_batches(
-            retain, seed=seed, name="retain", batch_size=batch_size, draw=order.uniform
-        ),
+        **{
+            # One name for all parts of a side: the same order of rows.
+            part: sources.array_batches(
+                rows, seed=seed, name=name, batch_size=batch_size, draw=draw
+            )
+            for name, (parts, draw) in sides.items()
+            for part, rows in parts.items()
+        }
     )
 
 

@@ -1,9 +1,10 @@
-"""ROUGE-L as the `rouge_score` package computes it (Lin 2004), on two strings.
+"""ROUGE-1 and ROUGE-L as the `rouge_score` package computes them (Lin 2004), on two strings.
 
 Benchmarks differ in what they report, so each has a function of its own here: TOFU takes the recall
 with stemming; others take the F-measure without.
 """
 
+import collections
 import re
 from collections.abc import Sequence
 
@@ -47,6 +48,16 @@ def rouge_l_recall(generated: str, reference: str) -> float:
     """
     got, wanted = stems(generated), stems(reference)
     return common_subsequence(wanted, got) / len(wanted) if wanted else 0.0
+
+
+def rouge1_recall(generated: str, reference: str) -> float:
+    """Stems that both texts have / number of stems of the reference, in [0, 1].
+
+    A stem counts as often as it is in both. In whatever order, so at least `rouge_l_recall`. 0
+    where either text has no tokens. TOFU's logs have it beside ROUGE-L.
+    """
+    got, wanted = collections.Counter(stems(generated)), collections.Counter(stems(reference))
+    return (got & wanted).total() / wanted.total() if wanted else 0.0
 
 
 def rouge_l_f(generated: str, reference: str) -> float:

@@ -6,9 +6,13 @@ one end-of-sequence token, divided by their number. N samples, P perturbed (wron
 The benchmark's four sets and what is "right" in them: the forget and retain sets compare the
 PARAPHRASED answer with the perturbed ones, real authors and world facts the answer itself.
 Reference runs take at most the first 300 rows of a set.
+
+    python -m kd_jax.evaluation.tofu --logs FOLDER [--retain-logs FOLDER] [--json FILE]
+
+scores saved per-sample logs in the layout that TOFU's authors publish (`tofu_logs`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -113,7 +117,14 @@ def model_utility(values: Mapping[str, float]) -> float:
     faults = {name: v for name, v in values.items() if not 0.0 <= v <= 1.0}
     if faults:
         raise ValueError(f"values: got {faults}, takes numbers in [0, 1]")
-    parts = np.asarray([values[name] for name in UTILITY], np.float64)
+    return harmonic_mean([values[name] for name in UTILITY])
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """n / sum 1 / v of n numbers from 0; 0 if any is 0."""
+    parts = np.asarray(values, np.float64)
+    if parts.size == 0 or not (parts >= 0).all():
+        raise ValueError(f"values: got {list(values)}, takes at least one number, all from 0")
     return 0.0 if (parts == 0).any() else float(len(parts) / (1.0 / parts).sum())
 
 
@@ -176,3 +187,10 @@ def _right_and_wrong(right_loss: ArrayLike, wrong_loss: ArrayLike) -> tuple[np.n
             f"wrong_loss: got {len(wrong)} rows, takes one for each of {len(right)} right losses"
         )
     return right, wrong
+
+
+if __name__ == "__main__":
+    # The command imports this module by its name, so it cannot be imported above.
+    from kd_jax.evaluation import tofu_command
+
+    raise SystemExit(tofu_command.main())

@@ -123,8 +123,34 @@ def trade_off(
     return Path(path)
 
 
+def ranking(
+    path: str | Path,
+    values: Mapping[str, Effect],
+    *,
+    x: str,
+    title: str = "",
+    reference: tuple[str, float] | None = None,
+) -> Path:
+    """A bar with a whisker for each of `values`, the first at the top; names may be many."""
+    with _drawing(path, x, "", title) as axes:
+        axes.grid(axis="y", visible=False)
+        at = np.arange(len(values))
+        effects = list(values.values())
+        heights = [e.estimate for e in effects]
+        reach = np.maximum([[e.estimate - e.low, e.high - e.estimate] for e in effects], 0.0).T
+        axes.barh(at, heights, 0.72, color=COLOURS[0])
+        axes.errorbar(heights, at, xerr=reach, fmt="none", ecolor="#333333", capsize=2, lw=1)
+        axes.set_yticks(at, list(values))
+        axes.invert_yaxis()
+        if reference is not None and math.isfinite(reference[1]):
+            axes.axvline(reference[1], color="#555555", lw=1, linestyle=":", label=reference[0])
+    return Path(path)
+
+
 def _look(i: int) -> tuple[str, str, Any]:
-    return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)]
+    # From the ninth on colours come again, each with another marker and dash.
+    j = i + i // len(COLOURS)
+    return COLOURS[i % len(COLOURS)], MARKERS[j % len(MARKERS)], DASHES[j % len(DASHES)]
 
 
 @contextlib.contextmanager

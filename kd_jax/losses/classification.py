@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kd_jax.losses import _checks
+
 
 def label_log_probs(
     logits: Float[Array, "*batch C"], labels: Int[Array, "*batch"]
@@ -15,7 +17,7 @@ def label_log_probs(
     the class axis may be sharded. A label outside [0, C), such as -100, therefore picks nothing:
     its value is -logsumexp(z), which is finite and meaningless, and belongs under a zero weight.
     """
-    _check_labels(logits, labels)
+    _checks.labels_of(logits, labels)
     z = logits.astype(jnp.float32)
     classes = jax.lax.broadcasted_iota(labels.dtype, z.shape, z.ndim - 1)
     picked = jnp.where(classes == labels[..., None], z, 0.0).sum(-1)
@@ -29,7 +31,7 @@ def cross_entropy(
 
     Labels outside [0, C) give logsumexp(z): see `label_log_probs`.
     """
-    _check_labels(logits, labels)
+    _checks.labels_of(logits, labels)
     return -label_log_probs(logits, labels)
 
 
@@ -40,13 +42,5 @@ def accuracy(
 
     logits [..., C], labels int [...] -> f32 [...], unreduced. No gradient.
     """
-    _check_labels(logits, labels)
+    _checks.labels_of(logits, labels)
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-
-
-def _check_labels(logits: jax.Array, labels: jax.Array) -> None:
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels: got shape {labels.shape}, takes the leading shape of logits, "
-            f"{logits.shape[:-1]}"
-        )

@@ -203,10 +203,10 @@ def _stream(
     curve: PyTree,
     rows: PyTree,
     fixed: PyTree,
-) -> jax.Array:
+) -> Any:
     """hidden [n, B, C, D], unembedding [V, D], rows [n, B, C, ...] -> f32 [n, B, C]."""
 
-    def one(x: PyTree) -> jax.Array:
+    def one(x: PyTree) -> Any:
         h, r = x
         return row(_bend(_multiply(h, unembedding), curve), r, fixed)
 

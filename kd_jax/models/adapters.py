@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kd_jax.models.lora import merge
 from kd_jax.models.parts import fetched
 from kd_jax.trees import flatten, map_with_path, nest
 from kd_jax.types import Logits, Model, ModelOutput, PyTree
@@ -89,7 +90,7 @@ def from_linen(
         add: Mapping[str, jax.Array] = {},
     ) -> ModelOutput:
         x, held = inputs["inputs"], dict(state)
-        params = fetched(params)
+        params = merge(fetched(params))
         given = {"params": params, **held}
         if add:
             shapes = flatten(places(params, held, x))
@@ -163,7 +164,7 @@ def from_nnx(factory: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         add: Mapping[str, jax.Array] = {},
     ) -> ModelOutput:
         x, added = inputs["inputs"], None
-        params = fetched(params)
+        params = merge(fetched(params))
         if add:
             _known("add", add, flatten(places(params, state, x)))
             added = nnx.State(nest({name: nnx.Perturbation(delta) for name, delta in add.items()}))

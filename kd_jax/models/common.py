@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 import jax
 import jax.numpy as jnp
 
+from kd_jax.models.parts import matmul
+
 
 def to_float(images: jax.Array) -> jax.Array:
     """f32 images [B, H, W, C]: u8 is scaled by 1/255, floating numbers are taken as they are."""
@@ -46,7 +48,7 @@ def along_last(v: jax.Array, x: jax.Array) -> jax.Array:
 
 def linear(params: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
     """x @ kernel + bias: [..., M] -> [..., N]."""
-    return x @ params["kernel"].astype(x.dtype) + along_last(params["bias"], x)
+    return matmul(x, params["kernel"]) + along_last(params["bias"], x)
 
 
 def layer_norm(params: Mapping[str, jax.Array], x: jax.Array, eps: float = 1e-6) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from kd_jax.models import layout, moe, rope
+from kd_jax.models import layout, lora, moe, rope
 from kd_jax.models.attention import attention
 from kd_jax.models.config import DecoderConfig
 from kd_jax.models.parts import fetched, matmul, mesh_axes, named, rms_norm, swiglu, ways
@@ -226,14 +226,14 @@ def embed(config: DecoderConfig, params: PyTree, tokens: jax.Array) -> jax.Array
     """The embeddings of tokens [B, T], in the compute dtype."""
     # Whole along D: looked up in a table split there, rows would be moved between layouts. In the
     # parameters' dtype, in which the gradients of a token's many places are then summed.
-    table = named(fetched(params["embed"]["embedding"]), "vocab", None)
+    table = named(lora.merge(fetched(params["embed"]["embedding"])), "vocab", None)
     rows = jnp.take(table, tokens, axis=0, mode="fill", fill_value=jnp.nan)
     return named(rows.astype(config.compute_dtype), "batch", "length", None)
 
 
 def head(config: DecoderConfig, params: PyTree, final: jax.Array) -> Factored:
     """The vocabulary head over the normed stream [B, T, D]."""
-    table = fetched(params["embed" if config.tied else "unembed"]["embedding"])
+    table = lora.merge(fetched(params["embed" if config.tied else "unembed"]["embedding"]))
     # Whole along D before the loss cuts T into pieces: gathered once, not once a piece.
     table = named(table.astype(config.compute_dtype), "vocab", None)
     return Factored(final, table, softcap=config.softcap)

@@ -8,11 +8,12 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kd_jax.models.parts import fetched
+from kd_jax.models.parts import LowRank, fetched
 from kd_jax.trees import PyTree, Rule, as_predicate, flatten, map_with_path, nest
 
 LogicalRules = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -48,15 +49,14 @@ def init(key: jax.Array, base: PyTree, targets: Rule, *, rank: int) -> PyTree:
     return nest(flat)
 
 
-def attach(
-    base: PyTree, lora: PyTree, *, alpha: float, dtype: jnp.dtype | type | None = None
-) -> PyTree:
-    """base with W + (alpha / r) a @ b in place of each adapted kernel W; other leaves as they are.
+def attach(base: PyTree, lora: PyTree, *, alpha: float) -> PyTree:
+    """base with `LowRank(W, a, (alpha / r) b)` for each adapted kernel W, and the rest as it is.
 
-    The sum is float32 and then has `dtype`, by default that of W. The merged kernels exist while
-    the result is used, on the device even where W is in host memory; their cost is in * out * r
-    products a kernel. Gradients reach a and b, and W where it is differentiated. ValueError if
-    lora does not fit base.
+    A model takes the result for weights: x @ W + (x @ a) @ b costs 2 r (in + out) a token more
+    than x @ W, and a frozen W, which may be in host memory, has no gradient of its own size. Parts
+    that need the kernel whole (embeddings, experts, convolutions, modules of other libraries)
+    `merge` it on the way, and their backward pass then does make one. ValueError if lora does not
+    fit base.
     """
     pairs = flatten(lora)
     stems = {path.rpartition("/")[0] for path in pairs}
@@ -64,18 +64,34 @@ def attach(
     if unknown:
         raise ValueError(f"lora: got {', '.join(unknown)}, which base does not have")
 
-    def merged(path: str, leaf: jax.Array) -> jax.Array:
+    def adapted(path: str, leaf: jax.Array) -> jax.Array | LowRank:
         if path not in stems:
             return leaf
         a, b = pairs[f"{path}/a"], pairs[f"{path}/b"]
         shape = (*a.shape[:-1], b.shape[-1])
         if shape != leaf.shape or a.shape[-1] != b.shape[-2]:
             raise ValueError(f"lora: {path} is {a.shape} @ {b.shape}, base has {leaf.shape}")
-        product = jnp.matmul(a, b, preferred_element_type=jnp.float32)
-        total = fetched(leaf).astype(jnp.float32) + (alpha / a.shape[-1]) * product
-        return total.astype(leaf.dtype if dtype is None else dtype)
+        return LowRank(leaf, a, (alpha / a.shape[-1]) * b)
 
-    return map_with_path(merged, base)
+    return map_with_path(adapted, base)
+
+
+def merge(tree: PyTree, *, dtype: jnp.dtype | type | None = None) -> PyTree:
+    """The tree with W + a @ b in place of each `LowRank`: plain weights, to keep or to export.
+
+    The sum is float32 and then has `dtype`, by default that of W: in 16 bits an update below W's
+    resolution is lost, which `attach` keeps. It is on the device even where W is in host memory.
+    A tree without `LowRank` comes back as it is.
+    """
+
+    def merged(x: Any) -> Any:
+        if not isinstance(x, LowRank):
+            return x
+        product = jnp.matmul(x.a, x.b, preferred_element_type=jnp.float32)
+        total = fetched(x.kernel).astype(jnp.float32) + product
+        return total.astype(x.kernel.dtype if dtype is None else dtype)
+
+    return jax.tree.map(merged, tree, is_leaf=lambda x: isinstance(x, LowRank))
 
 
 def lora_rules(rules: LogicalRules, lora: PyTree) -> LogicalRules:

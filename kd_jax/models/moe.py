@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from kd_jax.models.lora import merge
 from kd_jax.models.parts import mesh_axes, ways
 from kd_jax.types import Term
 
@@ -57,7 +58,7 @@ def moe_mlp(
 
     ValueError: sizes that do not fit one another.
     """
-    kernels = {name: layer[name]["kernel"] for name in ("router", "gate", "up", "down")}
+    kernels = merge({name: layer[name]["kernel"] for name in ("router", "gate", "up", "down")})
     _check(kernels, x, per_token)
     # At the default precision a TPU would round both operands to bfloat16.
     logits = jnp.einsum(

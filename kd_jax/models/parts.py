@@ -1,7 +1,8 @@
 """What models are made of: norm, matrix product, named activations, weights in host memory."""
 
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,38 +25,60 @@ def rms_norm(
     return (normed * weight).astype(x.dtype)
 
 
-def matmul(x: Float[Array, "B T M"], kernel: Float[Array, "M N"]) -> Float[Array, "B T N"]:
+class LowRank(NamedTuple):
+    """kernel + a @ b, kept apart: what `matmul` takes in a kernel's place (`lora.attach`)."""
+
+    kernel: jax.Array  # [..., M, N]
+    a: jax.Array  # [..., M, r]
+    b: jax.Array  # [..., r, N]
+
+
+def matmul(
+    x: Float[Array, "... M"], kernel: Float[Array, "M N"] | LowRank
+) -> Float[Array, "... N"]:
     """x @ kernel in the dtype of x, summed in float32.
 
     For 16-bit x all three products, forward and backward, take 16-bit operands and give float32,
     which is then rounded; the kernel's gradient is not rounded if the kernel is float32. Asked
     for as x @ kernel with a cast, the backward products would have a float32 operand, and run at
-    half the speed or less.
+    half the speed or less. What is not differentiated has no product in the backward pass.
+
+    LowRank: x @ kernel + (x @ a) @ b, so that a frozen kernel has no gradient of its size, which
+    a @ b, multiplied out first, would need.
     """
+    if isinstance(kernel, LowRank):
+        return matmul(x, kernel.kernel) + matmul(matmul(x, kernel.a), kernel.b)
     if x.dtype.itemsize == 2:
-        return _narrow_matmul(x, kernel)
+        return _narrow_matmul(kernel.dtype, x, kernel)
     return x @ kernel.astype(x.dtype)
 
 
-@jax.custom_vjp
-def _narrow_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow_matmul(dtype: jnp.dtype, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """dtype: the kernel's, which the backward pass needs where it needs no kernel."""
     return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
 
 
-def _forward(x, kernel):
-    return _narrow_matmul(x, kernel), (x, kernel)
+def _forward(dtype, x, kernel):
+    # Residuals are arrays, so what is wanted is told by which of them are there.
+    kept = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+    return _narrow_matmul(dtype, x.value, kernel.value), kept
 
 
-def _backward(residuals, grad):
+def _backward(dtype, residuals, grad):
     x, kernel = residuals
-    to_x = jnp.einsum(
-        "btn,mn->btm", grad, kernel.astype(x.dtype), preferred_element_type=jnp.float32
-    )
-    to_kernel = jnp.einsum("btm,btn->mn", x, grad, preferred_element_type=jnp.float32)
-    return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    to_x = to_kernel = None
+    if kernel is not None:
+        to_x = product("...n,mn->...m", grad, kernel.astype(grad.dtype)).astype(grad.dtype)
+    if x is not None:
+        rows = list(range(x.ndim - 1))
+        to_kernel = jnp.tensordot(x, grad, (rows, rows), preferred_element_type=jnp.float32)
+        to_kernel = to_kernel.astype(dtype)
+    return to_x, to_kernel
 
 
-_narrow_matmul.defvjp(_forward, _backward)
+_narrow_matmul.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def swiglu(layer: Any, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

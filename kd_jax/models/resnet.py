@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.common import Places, along_last, linear, normals, to_float
+from kd_jax.models.lora import merge
 from kd_jax.models.parts import fetched, named
 from kd_jax.trees import check_same, nest
 from kd_jax.types import Logits, Model, ModelOutput, PyTree
@@ -189,7 +190,7 @@ def resnet(config: ResNetConfig, *, norm: Norm | None = None) -> Model:
 
         def convolve(path: str, x: jax.Array, stride: int = 1) -> jax.Array:
             """The convolution at the path and its norm."""
-            x = _convolution(_at(params, path)["kernel"], x, stride)
+            x = _convolution(merge(_at(params, path)["kernel"]), x, stride)
             held = _at(state, _norm_of(path)) if state else {}
             x, new = norm.apply(x, held, train)
             moved.update({f"{_norm_of(path)}/{name}": value for name, value in new.items()})

@@ -1,7 +1,7 @@
 """Batched sampling from a decoder, compiled once for each set of shapes and settings."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Int, Key
 from kd_jax.models import decode
 from kd_jax.models.config import DecoderConfig
 from kd_jax.types import PyTree
+
+Settings = tuple[float, int, float]  # temperature, top_k, top_p
 
 
 def generate(
@@ -24,13 +26,13 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     stop: Sequence[int] = (),
+    numbers: Int[Array, " B"] | None = None,
 ) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
     """(new tokens i32 [B, max_new], their number i32 [B]).
 
     Each row is sampled until it draws a token in stop, which is kept and counted, or has max_new
     tokens; behind a row's end are zeros. The loop ends early when every row has ended. A row's
-    result depends on its prompt, the key and its place in the batch, not on other rows or on
-    padding.
+    result depends on its prompt, the key and its number, not on other rows or on padding.
 
     prompts, lengths: tokens padded on the right and the number of them in each row, at least 1.
     params: plain weights (with LoRA: `lora.attach(...)`), in the layout of config.
@@ -39,9 +41,25 @@ def generate(
     top_k: only the top_k likeliest tokens are drawn (those equal to the last too); 0 for all.
     top_p: after top_k, only the likeliest tokens that together reach probability top_p, the one
         that crosses it included (nucleus sampling, arXiv 1904.09751), and those equal to it.
+    numbers: what tells the draws of rows apart, by default their places in the batch.
 
     The settings are static: another value compiles again. ValueError names one out of range.
     """
+    settings = checked(config, prompts, lengths, max_new, temperature, top_k, top_p)
+    ends = tuple(stop)
+    return _generate(config, params, prompts, lengths, key, max_new, settings, ends, numbers)
+
+
+def checked(
+    config: DecoderConfig,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    max_new: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> Settings:
+    """The settings of `draw`, after the checks of `generate`."""
     if max_new < 1:
         raise ValueError(f"max_new: got {max_new}, takes at least 1")
     if temperature < 0:
@@ -52,16 +70,45 @@ def generate(
         raise ValueError(f"top_p: got {top_p}, takes a number in (0, 1]")
     if lengths.shape != prompts.shape[:1]:
         raise ValueError(f"lengths: got shape {lengths.shape}, takes {prompts.shape[:1]}")
-    settings = (float(temperature), int(top_k), float(top_p))
-    return _generate(config, params, prompts, lengths, key, max_new, settings, tuple(stop))
+    return float(temperature), int(top_k), float(top_p)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
-def _generate(config, params, prompts, lengths, key, max_new, settings, stop):
-    rows = prompts.shape[0]
-    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+def _generate(config, params, prompts, lengths, key, max_new, settings, stop, numbers):
+    return draw(
+        functools.partial(decode.prefill, config, params),
+        functools.partial(decode.step, config, params),
+        prompts,
+        lengths,
+        key,
+        max_new,
+        settings,
+        stop,
+        numbers,
+    )
 
-    def draw(logits, i):
+
+def draw(
+    prefill: Callable[..., tuple[jax.Array, PyTree]],
+    step: Callable[..., tuple[jax.Array, PyTree]],
+    prompts: jax.Array,
+    lengths: jax.Array,
+    key: jax.Array,
+    max_new: int,
+    settings: Settings,
+    stop: tuple[int, ...],
+    numbers: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The loop of `generate` over any model with a cache: a function to be jitted.
+
+    prefill(prompts, lengths, slots=) and step(cache, tokens, positions) -> (logits [B, V], cache),
+    as in `decode`.
+    """
+    rows = prompts.shape[0]
+    numbers = jnp.arange(rows) if numbers is None else numbers
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+    def token_of(logits, i):
         if settings[0] == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         kept = filter_logits(logits / settings[0], top_k=settings[1], top_p=settings[2])
@@ -71,10 +118,8 @@ def _generate(config, params, prompts, lengths, key, max_new, settings, stop):
     def stops(token):
         return jnp.any(token[:, None] == jnp.asarray(stop, jnp.int32)[None, :], axis=1)
 
-    logits, cache = decode.prefill(
-        config, params, prompts, lengths, slots=prompts.shape[1] + max_new
-    )
-    first = draw(logits, 0)
+    logits, cache = prefill(prompts, lengths, slots=prompts.shape[1] + max_new)
+    first = token_of(logits, 0)
     tokens = jnp.zeros((rows, max_new), jnp.int32).at[:, 0].set(first)
 
     def unfinished(carry):
@@ -83,8 +128,8 @@ def _generate(config, params, prompts, lengths, key, max_new, settings, stop):
 
     def advance(carry):
         i, tokens, token, ended, count, cache = carry
-        logits, cache = decode.step(config, params, cache, token, lengths + i - 1)
-        token = jnp.where(ended, 0, draw(logits, i))
+        logits, cache = step(cache, token, lengths + i - 1)
+        token = jnp.where(ended, 0, token_of(logits, i))
         return (
             i + 1,
             tokens.at[:, i].set(token),

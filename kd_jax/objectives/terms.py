@@ -31,3 +31,8 @@ def next_token_nll(output: ModelOutput, batch: Batch) -> Term:
 def sequence_weights(batch: Batch) -> jnp.ndarray:
     """f32 [B]: 1 for rows with at least one weighed token, 0 for padding rows."""
     return jnp.any(batch["weights"] != 0, axis=-1).astype(jnp.float32)
+
+
+def answer_lengths(batch: Batch) -> jnp.ndarray:
+    """f32 [B]: how many weighed tokens each row has; 0 for padding rows."""
+    return (batch["weights"] != 0).sum(-1).astype(jnp.float32)

@@ -131,7 +131,8 @@ def collate(examples):
 def test_batches_do_not_depend_on_hosts():
     check_hosts(source())
     check_hosts(source(draw=order.uniform))
-    check_hosts(pairs.forget_retain({"x": np.arange(5)}, {"x": np.arange(9)}, seed=0, batch_size=8))
+    forget, retain = {"forget": {"x": np.arange(5)}}, {"retain": {"x": np.arange(9)}}
+    check_hosts(pairs.forget_retain(forget, retain, seed=0, batch_size=8))
     records = list(range(13))
     check_hosts(sources.record_batches(records, read, collate, seed=0, name="r", batch_size=8))
     mixed = sources.mixture([source(name="a"), source(name="b")], seed=0, batch_size=8)
@@ -237,14 +238,18 @@ def test_prefetch_gives_the_same_batches_in_order():
 
 def test_forget_anchors_and_retain_is_uniform():
     forget, retain = {"x": np.arange(8)}, {"x": np.arange(100, 140)}
-    batches = pairs.forget_retain(forget, retain, seed=3, batch_size=4)
+    beside = {"forget": forget, "refusal": {"x": forget["x"] + 50}}
+    batches = pairs.forget_retain(beside, {"retain": retain}, seed=3, batch_size=4)
     seen = join([batches(step, slice(None)) for step in range(400)])
     epochs = seen["forget"]["x"].reshape(-1, 8)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(8), (200, 1)))
+    np.testing.assert_array_equal(seen["refusal"]["x"], seen["forget"]["x"] + 50)
     retained = seen["retain"]["x"] - 100
     assert len(set(retained[:40])) < 40  # with replacement
     counts = np.bincount(retained, minlength=40)
     assert abs(counts - 40).max() < 5 * np.sqrt(40)
+    with pytest.raises(ValueError, match="forget: got .*'refusal': 40"):
+        pairs.forget_retain(beside | {"refusal": retain}, {"retain": retain}, seed=3, batch_size=4)
 
 
 def test_pad_rows_is_marked():

@@ -18,9 +18,8 @@ from support.experiment_checks import (
     verdicts,
 )
 
-from experiments.unlearning import _language, _questions, _report, _scores, npo_tofu
-from experiments.unlearning._scores import Sequences
-from kd_jax.data.vocabulary import WordTokenizer
+from experiments.unlearning import _language, _questions, _report, _runs, npo_tofu
+from experiments.unlearning._methods import METHODS as ALL
 from kd_jax.launch import cli, run
 from kd_jax.launch.artefacts import Artefact, find
 from kd_jax.launch.claims import Results
@@ -32,7 +31,7 @@ from kd_jax.models import decoder
 
 NAME = npo_tofu.__name__
 SMOKE, PAPER = npo_tofu.PRESETS["smoke"], npo_tofu.PRESETS["paper"]
-METHODS = ("ga", "graddiff", "npo", "npo_rt")
+METHODS = SMOKE.methods
 
 
 @pytest.fixture(autouse=True)
@@ -44,28 +43,50 @@ def no_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize("preset", npo_tofu.PRESETS)
 def test_stages_of_the_presets(preset):
     """Shapes are enough: neither data nor weights have to be there."""
-    expected = {"finetune": (), "finetune_score": ("finetune",), "reference": ("finetune",)}
-    for method in METHODS:
-        expected |= {method: ("finetune", "reference"), f"{method}_score": (method,)}
-    expected |= {"retrain": (), "retrain_score": ("retrain",)}
-    assert outline(npo_tofu, npo_tofu.PRESETS[preset]) == expected
+    config, expected = npo_tofu.PRESETS[preset], {}
+    for seed in range(config.seeds):
+        start = f"finetune_{seed}"
+        expected |= {start: (), f"{start}_score": (start,), f"reference_{seed}": (start,)}
+        for method in config.methods:
+            name = f"{method}_{seed}"
+            expected |= {name: (start, f"reference_{seed}"), f"{name}_score": (name,)}
+        name = f"retrain_{seed}"
+        expected |= {name: (), f"{name}_score": (name,)}
+    assert outline(npo_tofu, config) == expected
 
 
 def test_what_a_stage_depends_on():
     every = set(outline(npo_tofu, SMOKE))
-    methods = {name for method in METHODS for name in (method, f"{method}_score")}
+    methods = {name for method in METHODS for name in (f"{method}_0", f"{method}_0_score")}
     learning = dataclasses.replace(SMOKE.unlearn, rate=1e-4)
     for change, expected in (
         ({"beta": 0.2}, methods),
         ({"unlearn": learning}, methods),
         ({"finetune": learning}, every),
-        ({"seed": 3}, every),
+        ({"generate": 3}, {name for name in every if name.endswith("_score")}),
         ({"wrong_answers": 1}, {name for name in every if name.endswith("_score")}),
         ({"data": dataclasses.replace(SMOKE.data, folder="elsewhere")}, set()),
         ({"microbatches": 2}, set()),
         ({"log_every": 3}, set()),
     ):
         assert changed(npo_tofu, SMOKE, dataclasses.replace(SMOKE, **change)) == expected, change
+
+
+def test_methods_are_run_in_groups_and_kept():
+    """Fewer methods share what they have in common with more."""
+    some = dataclasses.replace(SMOKE, methods=("npo", "simnpo"))
+    of = {
+        n: keys(npo_tofu.stages(c), NAME, identity(c)) for n, c in (("all", SMOKE), ("some", some))
+    }
+    common = of["all"].keys() & of["some"].keys()
+    assert {"finetune_0", "reference_0", "npo_0", "npo_0_score", "retrain_0"} <= common
+    assert all(of["all"][name] == of["some"][name] for name in common)
+
+
+def test_another_seed_is_another_model():
+    other = dataclasses.replace(SMOKE, seed=3)
+    names = set(outline(npo_tofu, other))
+    assert names == {name.replace("_0", "_3") for name in outline(npo_tofu, SMOKE)}
 
 
 def test_edited_files_of_ones_own_are_other_data(tmp_path):
@@ -99,6 +120,10 @@ def test_the_command_line(capsys):
         ("evaluations", "0", "evaluations: got 0"),
         ("evaluate-retain", "0", "evaluate_retain: got 0"),
         ("score-batch", "0", "score_batch: got 0"),
+        ("seeds", "0", "seeds: got 0"),
+        ("generate", "-1", "generate: got -1"),
+        ("general", "-1", "general: got -1"),
+        ("data.holdout-authors", "-1", "data.holdout_authors: got -1"),
         ("wrong-answers", "-1", "wrong_answers: got -1"),
         ("unlearn.rate", "-1", "rate: got -1"),
         ("finetune.warmup", "1", "warmup: got 1"),
@@ -121,87 +146,17 @@ def test_a_model_that_is_not_there_is_said_in_one_line():
             weights.make(weights.abstract)
 
 
-# Rows and scores.
-
-
-def test_rows_weigh_the_answer_and_its_end_and_nothing_else():
-    records = [
-        {"question": "Who wrote it?", "answer": "Ada wrote it."},
-        {"question": "When?", "answer": "In 1900, they say."},
-    ]
-    tokenizer = WordTokenizer.from_texts(_questions.texts(_questions.Questions(records, [])))
-    rows = _questions.answer_rows(tokenizer, records, 24)
-    for i, record in enumerate(records):
-        weighed = rows["weights"][i] == 1
-        target, row = rows["targets"][i][weighed], rows["inputs"][i]
-        assert tokenizer.decode(target) == f" {record['answer']}<eos>"
-        assert set(rows["weights"][i]) == {0.0, 1.0}
-        start = int(np.argmax(weighed))
-        assert tokenizer.decode(row[: start + 1]) == f"Question: {record['question']}\nAnswer:"
-        np.testing.assert_array_equal(row[start + 1 :][: len(target) - 1], target[:-1])
-    other = _questions.rows(tokenizer, records, ["Ada.", "In it, in it."], 24)
-    assert other["weights"].sum(1).tolist() == [4, 8]  # the space before, words, signs, the end
-
-
-def test_probabilities_and_truth_ratios_by_hand():
-    def scores(*losses):
-        tokens = np.array([2.0, 3.0])
-        return Sequences(-np.array(losses) * tokens, tokens)
-
-    found = {}
-    for name in ("forget", "retain"):
-        found |= {
-            name: scores(0.5, 1.0),
-            f"{name}_paraphrased": scores(1.0, 2.0),
-            f"{name}_perturbed_0": scores(2.0, 1.0),
-            f"{name}_perturbed_1": scores(3.0, 3.0),
-        }
-    chances = _scores.probabilities(found)
-    assert chances["forget_probability"] == pytest.approx((np.exp(-0.5) + np.exp(-1.0)) / 2)
-    assert chances["retain_nll"] == pytest.approx(0.75)
-    np.testing.assert_allclose(chances["forget_loss"], [0.5, 1.0])
-    truth = _scores.truth_ratios(found, 2)
-    ratios = np.exp([1.0 - 2.5, 2.0 - 2.0])
-    np.testing.assert_allclose(truth["forget_truth_ratio"], ratios)
-    assert truth["forget_truth"] == pytest.approx((ratios[0] + 1.0) / 2)
-    assert truth["retain_truth"] == pytest.approx((1.0 - ratios[0]) / 2)
-
-
-def test_sets_of_answers_pair_each_question_with_its_own_wrong_answers():
-    data = dataclasses.replace(SMOKE.data, forget_authors=1, retain_authors=2)
-    questions = _questions.load(data)
-    tokenizer = WordTokenizer.from_texts(_questions.texts(questions))
-    limits = {"length": 64, "keep": 30}
-    sets = _scores.answer_sets(tokenizer, questions, **limits)
-    sets |= _scores.truth_sets(tokenizer, questions, wrong=2, **limits)
-    assert {name: len(x["index"]) for name, x in sets.items()} == {
-        **dict.fromkeys(("forget", "forget_paraphrased"), 20),
-        **dict.fromkeys(("forget_perturbed_0", "forget_perturbed_1"), 20),
-        **dict.fromkeys(("retain", "retain_paraphrased"), 30),
-        **dict.fromkeys(("retain_perturbed_0", "retain_perturbed_1"), 30),
-    }
-
-    def answer(name, row):
-        part = sets[name]
-        return tokenizer.decode(part["targets"][row][part["weights"][row] == 1], skip_special=True)
-
-    for name, records in (("forget", questions.forget), ("retain", questions.retain)):
-        for row in (0, 7, 19):
-            assert answer(name, row) == f" {records[row]['answer']}"
-            assert answer(f"{name}_paraphrased", row) == f" {records[row]['paraphrased_answer']}"
-            for i in range(2):
-                wrong = records[row]["perturbed_answer"][i]
-                assert answer(f"{name}_perturbed_{i}", row) == f" {wrong}"
-
-
 # Claims.
+
+
+COMPARED = (*METHODS, "simnpo")
 
 
 def made(losses):
     """Score artefacts of two parts whose answers all have about these losses; and trainings."""
     spread = np.linspace(-0.01, 0.01, 8)
     found = {}
-    for name in ("finetune", "retrain", *METHODS):
+    for name in ("finetune", "retrain", *COMPARED):
         forget, retain = losses.get(name, (1.0, 1.0))
         rows = {"forget_loss": forget + spread, "retain_loss": retain + spread}
         values = {
@@ -209,9 +164,9 @@ def made(losses):
             for part in ("forget", "retain")
         }
         rows["forget_truth_ratio"] = np.exp(spread + forget)
-        found[f"{name}_score"] = Made(values, rows)
+        found[f"{name}_0_score"] = Made(values, rows)
         point = {f"answers/{part}": value for part, value in values.items()}
-        found[name] = Made(history=[{"step": 0} | point, {"step": 4} | point])
+        found[f"{name}_0"] = Made(history=[{"step": 0} | point, {"step": 4} | point])
     return found
 
 
@@ -219,35 +174,57 @@ def made(losses):
     ("losses", "expected"),
     [
         (
-            {"finetune": (0.1, 0.1), "ga": (9.0, 8.0), "npo": (3.0, 2.0), "npo_rt": (2.0, 0.2)},
-            ["holds", "holds", "holds", "holds"],
+            {
+                "finetune": (0.1, 0.1),
+                "ga": (9.0, 8.0),
+                "npo": (3.0, 2.0),
+                "npo_rt": (2.0, 0.2),
+                "simnpo": (2.0, 0.1),
+            },
+            ["holds"] * 5,
         ),
         (
-            {"finetune": (0.1, 0.1), "ga": (1.0, 0.2), "npo": (3.0, 2.0), "npo_rt": (0.3, 0.5)},
-            ["fails", "fails", "fails", "fails"],
+            {
+                "finetune": (0.1, 0.1),
+                "ga": (1.0, 0.2),
+                "npo": (3.0, 2.0),
+                "npo_rt": (0.3, 0.5),
+                "simnpo": (0.3, 0.9),
+            },
+            ["fails"] * 5,
         ),
     ],
 )
 def test_claims_on_losses_made_by_hand(tmp_path, losses, expected):
-    results = _report.results(METHODS, made(losses), tmp_path)
+    methods = {name: ALL[name] for name in COMPARED}
+    results = _report.results(methods, range(1), made(losses), tmp_path)
     assert verdicts(npo_tofu, results) == expected
-    assert verdicts(npo_tofu, results, "smoke") == ["not tested"] * 4
+    assert verdicts(npo_tofu, results, "smoke") == ["not tested"] * 5
     kept = results.values["effects"]["ga_retain_kept"]["estimate"]
     start, end = losses["finetune"][1], losses["ga"][1]
     assert kept == pytest.approx(np.exp(start - end), rel=1e-3)
     rise = results.values["effects"]["ga_over_npo_forget_rise"]["estimate"]
     assert rise == pytest.approx((losses["ga"][0] - 0.1) / (losses["npo"][0] - 0.1), rel=1e-3)
-    assert results.values["forget_quality"]["finetune"] < 0.01
-    assert set(results.values["models"]) == {"finetune", "retrain", *METHODS}
+    assert results.values["forget_quality"]["finetune"][0] < 0.01
+    assert set(results.values["models"]) == {"finetune", "retrain", *COMPARED}
     assert all(path.exists() for path in results.plots.values())
+
+
+def test_a_claim_about_a_method_that_was_not_run_is_not_tested(tmp_path):
+    losses = {"finetune": (0.1, 0.1), "npo_rt": (2.0, 0.2)}
+    results = _report.results({"npo_rt": ALL["npo_rt"]}, range(1), made(losses), tmp_path)
+    expected = ["not tested", "holds", "not tested", "not tested", "not tested"]
+    assert verdicts(npo_tofu, results) == expected
 
 
 def test_each_claim_reads_its_own_effect():
     names = ("ga_retain_kept", "npo_rt_forget_kept", "npo_rt_minus_ga_retain")
     effects = {name: {"estimate": 0.4, "low": 0.3, "high": 0.6} for name in names}
     effects["ga_over_npo_forget_rise"] = {"estimate": 1.1, "low": 0.9, "high": 1.3}
+    effects["simnpo_minus_npo_rt_retain"] = {"estimate": -0.1, "low": -0.3, "high": -0.05}
     results = Results({"effects": effects})
-    assert verdicts(npo_tofu, results) == ["inconclusive", "inconclusive", "holds", "inconclusive"]
+    expected = ["inconclusive", "inconclusive", "holds", "inconclusive", "fails"]
+    assert verdicts(npo_tofu, results) == expected
 
 
 # Plans.
@@ -257,18 +234,18 @@ def test_the_paper_preset_is_planned_without_data_or_weights():
     """Llama-2-7B, sharded over 8 devices: shapes only."""
     mesh = make_mesh(PAPER.mesh)
     found = {stage.name: stage for stage in npo_tofu.stages(PAPER)}
-    plan = placed("finetune", found["finetune"].build({}), mesh)
+    plan = placed("finetune", found["finetune_0"].build({}), mesh)
     model = plan.state.params["model"]
     assert model["embed"]["embedding"].shape == (32000, 4096)
     assert model["layers"]["mlp"]["gate"]["kernel"].shape == (32, 4096, 11008)
     assert 6.7e9 < sum(x.size for x in jax.tree.leaves(model)) < 6.8e9
     assert plan.batch["inputs"].shape == (32, 256)
-    assert found["finetune"].build({}).steps == 5 * 4000 // 32
+    assert found["finetune_0"].build({}).steps == 5 * 4000 // 32
     planned = {
-        "finetune": Artefact("finetune", "", None, model),
-        "reference": Artefact("reference", "", None),
+        "finetune_0": Artefact("finetune_0", "", None, model),
+        "reference_0": Artefact("reference_0", "", None),
     }
-    training = found["npo_rt"].build(planned)
+    training = found["npo_rt_0"].build(planned)
     assert training.steps == 10 * 400 // 32
     batch = placed("npo_rt", training, mesh).batch
     assert batch["forget"]["reference_log_probs"].shape == (32,)
@@ -300,9 +277,11 @@ def own_data(folder):
     return dataclasses.replace(cli.parse(npo_tofu, NAME, argv).config, decoder=model)
 
 
-def test_ones_own_data_from_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.delitem(npo_tofu.METHODS, "graddiff")  # of the others: to save time
-    config, folder = own_data(tmp_path), tmp_path / "run"
+def test_ones_own_data_from_end_to_end(tmp_path):
+    own = own_data(tmp_path)
+    # Of the methods few, to save time, but with every kind of part.
+    methods = ("npo", "npo_rt", "idk_ap", "undial")
+    config, folder = dataclasses.replace(own, methods=methods), tmp_path / "run"
     _questions.load.cache_clear()
     _language._words.cache_clear()
 
@@ -311,7 +290,7 @@ def test_ones_own_data_from_end_to_end(tmp_path, monkeypatch):
             results = run.execute(npo_tofu, NAME, "smoke", config, folder)
         assert results["values"]["forget_quality"] == {}  # there are no wrong answers
         assert len(results["claims"]) == len(npo_tofu.CLAIMS)
-        assert set(results["plots"]) == {"forget_probability", "retain_probability", "trade_off"}
+        assert len(results["plots"]) == 3 * 3  # of each group of methods
 
     unread = unread_fields(config, go)
     # What places authors is not read where the files are one's own; it is read without them.
@@ -319,6 +298,7 @@ def test_ones_own_data_from_end_to_end(tmp_path, monkeypatch):
         "data.tofu",
         "data.forget_authors",
         "data.retain_authors",
+        "data.holdout_authors",
         "data.seed",
         "data.folder",
     }
@@ -336,6 +316,7 @@ def test_ones_own_data_from_end_to_end(tmp_path, monkeypatch):
 def _load(data):
     with pytest.MonkeyPatch.context() as patch:
         names = ("full", "forget10_perturbed", "retain_perturbed")
+        names += ("real_authors_perturbed", "world_facts_perturbed")
         records = [{"question": "Who?", "answer": str(i)} for i in range(4000)]
         patch.setattr(
             _questions.prepare, "load", lambda *_, manual_dir: dict.fromkeys(names, records)
@@ -347,42 +328,42 @@ def _load(data):
 def _references_are_scores_of_the_finetuned_model(config, folder):
     stages = {stage.name: stage for stage in npo_tofu.stages(config)}
     hashes = keys(tuple(stages.values()), NAME, identity(config))
-    names = ("finetune", "finetune_score", "reference")
+    names = ("finetune_0", "finetune_0_score", "reference_0")
     found = {name: find(name, hashes[name], [folder]) for name in names}
     language = _language.open_language(None, config.decoder, config.data, config.seed)
     mesh = make_mesh(config.mesh)
-    weights = materialise(found["finetune"].weights(), mesh, decoder.rules(language.config))
+    weights = materialise(found["finetune_0"].weights(), mesh, decoder.rules(language.config))
     rows = _questions.answer_rows(
         language.tokenizer(), _questions.load(config.data).forget, config.data.length
     )
     log_probs = jax.nn.log_softmax(language.model.apply(weights, rows).head.logits())
     chosen = np.take_along_axis(np.asarray(log_probs), rows["targets"][..., None], -1)[..., 0]
     expected = (chosen * rows["weights"]).sum(1)
-    reference = found["reference"].rows["log_prob"]
+    reference = found["reference_0"].rows["forget"]
     np.testing.assert_allclose(reference, expected, rtol=1e-5)
     np.testing.assert_allclose(
-        found["finetune_score"].values["forget_probability"],
+        found["finetune_0_score"].values["forget_probability"],
         np.exp(expected / rows["weights"].sum(1)).mean(),
         rtol=1e-5,
     )
     # Each row of a batch carries its own, whatever the order.
-    for name in ("npo", "npo_rt"):
+    for name in ("npo_0", "npo_rt_0"):
         batch = stages[name].build(found).batches(1, slice(0, 8))["forget"]
         np.testing.assert_array_equal(batch["reference_log_probs"], reference[batch["index"]])
         np.testing.assert_array_equal(batch["inputs"], rows["inputs"][batch["index"]])
     # So NPO starts at ratio 0, with the loss 2 / beta * log 2.
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    first = next(x for x in lines if x.get("stage") == "npo" and "loss" in x)
+    first = next(x for x in lines if x.get("stage") == "npo_0" and "loss" in x)
     np.testing.assert_allclose(first["log_ratio"], 0.0, atol=1e-3)
     np.testing.assert_allclose(first["loss"], 2 / config.beta * np.log(2), rtol=1e-4)
 
 
 def test_a_model_of_ones_own_is_exported_and_others_are_not(tmp_path, monkeypatch):
     exported = []
-    monkeypatch.setattr(_language, "open_language", lambda *_: "language")
+    monkeypatch.setattr(_runs, "language", lambda *_: "language")
     monkeypatch.setattr(_language, "export", lambda *args: exported.append(args))
     own = own_data(tmp_path)
-    artefacts = {"npo_rt": types.SimpleNamespace(weights=lambda: "weights")}
+    artefacts = {"npo_rt_0": types.SimpleNamespace(weights=lambda: "weights")}
     for config in (SMOKE, own, dataclasses.replace(npo_tofu.PRESETS["laptop"], data=own.data)):
         npo_tofu.export(config, artefacts, tmp_path)
     assert [(x[0], x[1], x[-1].name) for x in exported] == [("language", "weights", "npo_rt")]

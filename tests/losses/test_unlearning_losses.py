@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from kd_jax.losses.classification import cross_entropy, label_log_probs
 from kd_jax.losses.divergences import forward_kl
 from kd_jax.losses.preference import dpo
-from kd_jax.losses.unlearning import gradient_ascent, npo, npo_weight
+from kd_jax.losses.unlearning import (
+    answer_preservation,
+    gradient_ascent,
+    npo,
+    npo_weight,
+    refusal_preference,
+    satimp,
+    simnpo,
+    simnpo_weight,
+    weighted_gradient_ascent,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "unlearning.json").read_text())
 NPO = GOLDEN["npo"]
@@ -47,10 +57,10 @@ def test_dpo_towards_a_refusal():
     case = GOLDEN["dpo_refusal"]
     names = ["chosen", "rejected", "reference_chosen", "reference_rejected"]
     arrays = [jnp.array(case[name]) for name in names]
-    loss = 2 / case["beta"] * dpo(*arrays, beta=case["beta"])
+    loss = refusal_preference(*arrays, beta=case["beta"])
     np.testing.assert_allclose(loss, case["two_over_beta_times_dpo"], rtol=1e-5)
     np.testing.assert_allclose(loss.mean(), case["mean"], rtol=1e-5)
-    same = 2 / case["beta"] * dpo(*arrays[:2], *arrays[:2], beta=case["beta"])
+    same = refusal_preference(*arrays[:2], *arrays[:2], beta=case["beta"])
     np.testing.assert_allclose(same, case["at_the_reference"], rtol=1e-6)
 
 
@@ -131,9 +141,99 @@ def test_npo_diverges_logarithmically_where_gradient_ascent_diverges_linearly():
         )
 
 
+def test_weighted_ascent_values():
+    case = GOLDEN["weighted_ascent"]
+    lp = -jnp.array([case["nll"]])
+    found = weighted_gradient_ascent(lp, beta=1.0)
+    np.testing.assert_allclose(found / lp, [case["wga_weights"]], rtol=1e-5)
+    np.testing.assert_allclose(found.mean(), case["wga_mean"], rtol=1e-5)
+    np.testing.assert_array_equal(weighted_gradient_ascent(lp, beta=0.0), gradient_ascent(lp))
+    found = satimp(lp, beta_1=5.0, beta_2=1.0)
+    np.testing.assert_allclose(found.mean(), case["satimp_mean"], rtol=1e-4)  # 4 digits given
+    np.testing.assert_array_equal(
+        satimp(lp, beta_1=0.7, beta_2=0.0), weighted_gradient_ascent(lp, beta=0.7)
+    )
+
+
+def test_weights_of_ascent_are_stopped_and_finite_at_the_ends():
+    # Certain, beyond certain by rounding, usual, hopeless.
+    lp = jnp.array([[0.0, 1e-7, -1.0, -200.0]])
+    p = np.exp(np.minimum(np.float64(lp), 0.0))
+    for loss, weight in (
+        (lambda x: weighted_gradient_ascent(x, beta=0.5), p**0.5),
+        (lambda x: satimp(x, beta_1=2.0, beta_2=0.5), p**2 * (1 - p) ** 0.5),
+    ):
+        grad = jax.grad(lambda x, loss=loss: loss(x).sum())(lp)
+        np.testing.assert_allclose(grad, weight, rtol=1e-5, atol=1e-30)
+
+
+def test_simnpo_values():
+    nll, tokens = jnp.array([6.0, 40.0]), jnp.array([12.0, 10.0])
+    for case in GOLDEN["simnpo"]:
+        beta, delta = case["beta"], case["delta"]
+        loss = simnpo(-nll, tokens, beta=beta, delta=delta)
+        np.testing.assert_allclose(loss, case["values"], atol=1e-6)
+        np.testing.assert_allclose(loss.mean(), case["mean"], atol=1e-6)
+        # Worked out from the definition, in float64.
+        margin = np.float64(nll) / np.float64(tokens) - delta
+        expected = 2 / beta * np.log1p(np.exp(-beta * margin))
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        weight = 2 / (1 + np.exp(beta * margin)) / np.float64(tokens)
+        found = simnpo_weight(-nll, tokens, beta=beta, delta=delta)
+        np.testing.assert_allclose(found, weight, rtol=1e-5)
+
+
+def test_simnpo_is_npo_of_a_token_with_a_constant_reference():
+    tokens = jnp.array([3.0, 5.0, 1.0])
+    found = simnpo(POLICY, tokens, beta=0.7, delta=2.0)
+    expected = npo(POLICY / tokens, jnp.full(3, -2.0), beta=0.7)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_simnpo_gradient_is_its_weight_and_rows_without_tokens_are_finite():
+    logp, tokens = jnp.array([-6.0, -40.0, 0.0]), jnp.array([12.0, 10.0, 0.0])
+
+    def total(x):
+        return simnpo(x, tokens, beta=2.5, delta=0.5).sum()
+
+    value, grad = jax.value_and_grad(total)(logp)
+    assert np.isfinite(value)
+    np.testing.assert_allclose(grad, simnpo_weight(logp, tokens, beta=2.5, delta=0.5), rtol=1e-5)
+    # Twice the tokens at twice the sum is the same sentence to SimNPO, and half the pull a token.
+    doubled = simnpo_weight(2 * logp, 2 * tokens, beta=2.5, delta=0.5)
+    np.testing.assert_allclose(doubled[:2], grad[:2] / 2, rtol=1e-5)
+
+
+def test_answer_preservation():
+    answer, refusal = jnp.array([-8.0, -30.0, -5.0]), jnp.array([-20.0, -10.0, -5.0])
+    found = answer_preservation(answer, refusal, beta=0.1)
+    # -(1 / beta) log sigmoid(beta (log p(answer) - log p(refusal))) in float64.
+    margin = np.array([12.0, -20.0, 0.0])
+    np.testing.assert_allclose(found, 10 * np.log1p(np.exp(-0.1 * margin)), rtol=1e-5)
+    # It falls as the answer gains on the refusal; a refusal in front costs what it is in front by.
+    assert found[0] < 10 * np.log(2) < found[1]
+    far = answer_preservation(jnp.array([-900.0]), jnp.array([-100.0]), beta=0.1)
+    np.testing.assert_allclose(far, 800.0, rtol=1e-6)
+
+
 def test_bad_arguments_are_named():
     for loss in (npo, npo_weight):
         with pytest.raises(ValueError, match="beta: got -0.1"):
             loss(POLICY, REFERENCE, beta=-0.1)
         with pytest.raises(ValueError, match=r"reference_logp: got shape \(1,\)"):
             inspect.unwrap(loss)(POLICY, REFERENCE[:1], beta=0.1)
+    for loss in (simnpo, simnpo_weight):
+        with pytest.raises(ValueError, match="beta: got 0"):
+            loss(POLICY, -POLICY, beta=0)
+        with pytest.raises(ValueError, match=r"tokens: got shape \(1,\)"):
+            inspect.unwrap(loss)(POLICY, -POLICY[:1], beta=1.0)
+    with pytest.raises(ValueError, match="beta: got -1"):
+        weighted_gradient_ascent(POLICY[None], beta=-1)
+    with pytest.raises(ValueError, match="beta_1: got -1"):
+        satimp(POLICY[None], beta_1=-1, beta_2=1)
+    with pytest.raises(ValueError, match="beta_2: got -1"):
+        satimp(POLICY[None], beta_1=1, beta_2=-1)
+    with pytest.raises(ValueError, match="beta: got 0"):
+        answer_preservation(POLICY, POLICY, beta=0)
+    with pytest.raises(ValueError, match="beta: got 0"):
+        refusal_preference(POLICY, POLICY, POLICY, POLICY, beta=0)

@@ -1,11 +1,16 @@
-"""LoRA: identity at the start, gradients, both layouts, rules, and errors."""
+"""LoRA: identity at the start, both ways of multiplying, gradients, layouts, rules, and errors."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.models import decoder, layout, lora
+from kd_jax.launch.planning import flops
+from kd_jax.models import adapters, decoder, layout, lora, mlp, resnet, sampler, vit
+from kd_jax.models.parts import LowRank, matmul
 from kd_jax.trees import flatten, map_with_path, match_rules
 
 CONFIG = decoder.DecoderConfig(
@@ -14,6 +19,21 @@ CONFIG = decoder.DecoderConfig(
 MODEL = decoder.decoder(CONFIG)
 TARGETS = "layers/(attn/[qv]|mlp/down)/kernel"
 KEY = jax.random.key(1)
+TOKENS = np.arange(8, dtype=np.int32)[None]
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(5)(x.reshape(len(x), -1))
+
+
+def is_low_rank(x):
+    return isinstance(x, LowRank)
+
+
+def logits(weights, config=CONFIG):
+    return decoder.decoder(config).apply(weights, {"inputs": TOKENS}).head.logits()
 
 
 def trained(tree, seed=0):
@@ -36,13 +56,17 @@ def test_it_holds_the_targets_and_starts_at_the_base():
     }
     a = tree["layers"]["mlp"]["down"]["kernel"]["a"]
     assert 0.25 < np.abs(a).max() <= 12**-0.5
-    for path, x in flatten(lora.attach(BASE, tree, alpha=16)).items():
+    attached = lora.attach(BASE, tree, alpha=16)
+    for path, x in flatten(lora.merge(attached)).items():
         np.testing.assert_array_equal(x, flatten(BASE)[path], err_msg=path)
+    np.testing.assert_array_equal(logits(attached), logits(BASE))
 
 
-def test_attach_adds_the_scaled_product_and_leaves_the_rest_alone():
+def test_merge_adds_the_scaled_product_and_leaves_the_rest_alone():
     tree = trained(lora.init(KEY, BASE, TARGETS, rank=2))
-    merged = flatten(lora.attach(BASE, tree, alpha=3.0))
+    merged = flatten(lora.merge(lora.attach(BASE, tree, alpha=3.0)))
+    plain = lora.merge(BASE)
+    assert all(x is y for x, y in zip(*map(jax.tree.leaves, (plain, BASE)), strict=True))
     adapted = {path.rpartition("/")[0] for path in flatten(tree)}
     for path, w in flatten(BASE).items():
         if path not in adapted:
@@ -61,18 +85,133 @@ def test_both_layouts_agree():
     assert flatten(flat)["layers/1/attn/q/kernel/a"].shape == (8, 2)
     there = lora.attach(layout.unstack(BASE), layout.unstack(tree), alpha=4)
     here = layout.unstack(lora.attach(BASE, tree, alpha=4))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), there, here)
+    jax.tree.map(np.testing.assert_array_equal, there, here)
+    jax.tree.map(
+        np.testing.assert_array_equal, layout.stack(there), lora.attach(BASE, tree, alpha=4)
+    )
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+@pytest.mark.parametrize("remat", [True, False])
+def test_a_decoder_runs_and_trains_as_with_the_merged_kernels(scan, remat):
+    """The function and the gradient of a and b are those of W + a @ b multiplied out."""
+    config = dataclasses.replace(CONFIG, scan=scan, remat=remat)
+    base, tree = BASE, trained(lora.init(KEY, BASE, TARGETS, rank=2))
+    if not scan:
+        base, tree = layout.unstack(base), layout.unstack(tree)
+
+    def loss(tree, form):
+        return jnp.sum(jnp.sin(logits(form(lora.attach(base, tree, alpha=4)), config)))
+
+    run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    (got, grad), (want, wanted) = run(tree, lambda weights: weights), run(tree, lora.merge)
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), grad, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+def test_the_backward_pass_makes_no_gradient_of_a_frozen_kernel(scan, dtype):
+    """FLOPs: full training's without what only gives W's gradient, and the adapters' own."""
+    config = dataclasses.replace(CONFIG, scan=scan, remat=False, dtype=dtype)
+    base, tokens = jax.eval_shape(decoder.decoder(config).init, KEY), TOKENS.size
+    kernels = {path: x for path, x in flatten(base).items() if path.endswith("/kernel")}
+    tree = jax.eval_shape(lambda: lora.init(KEY, base, lambda path: path in kernels, rank=2))
+
+    def loss(tree, base):
+        weights = lora.attach(base, tree, alpha=4) if tree else base
+        return logits(weights, config).sum()
+
+    full = flops.of(jax.grad(loss, argnums=1), None, base).total
+    adapted = flops.of(jax.grad(loss), tree, base).total
+    # The gradients of the kernels and of the table of logits.
+    saved = sum(x.size for x in kernels.values()) + config.vocab * config.width
+    # Forward, to a or b, and to the input of each.
+    added = 3 * sum(x.size for x in jax.tree.leaves(tree))
+    if not scan:  # nothing trained comes before q, k and v of the first layer: no gradient to it
+        first = config.heads * config.head_dim + 2 * config.kv_heads * config.head_dim
+        saved += config.width * first
+        added -= 3 * config.width * 2
+    assert adapted == full + 2 * tokens * (added - saved)
+
+
+def test_an_update_below_the_resolution_of_16_bit_weights():
+    """It moves x @ W + (x @ a) @ b, and is rounded off in W + a @ b: 1 + 2^-10 is 1 there."""
+    base = {"kernel": jnp.ones((2, 3), jnp.bfloat16)}
+    tree = {"kernel": {"a": jnp.asarray([[1.0], [-1.0]]), "b": jnp.full((1, 3), 2.0**-10)}}
+    attached = lora.attach(base, tree, alpha=1)
+    x = jnp.asarray([[[1, -1]]], jnp.bfloat16)  # of x @ W nothing is left
+    got = matmul(x, attached["kernel"])
+    np.testing.assert_array_equal(got, jnp.full((1, 1, 3), 2.0**-9, jnp.bfloat16))
+    np.testing.assert_array_equal(matmul(x, lora.merge(attached)["kernel"]), jnp.zeros((1, 1, 3)))
+
+
+def test_sampling():
+    tree = trained(lora.init(KEY, BASE, TARGETS, rank=2))
+    attached = lora.attach(BASE, tree, alpha=2)
+    prompts, lengths = jnp.asarray([[1, 2, 3], [4, 5, 0]]), jnp.asarray([3, 2])
+    got, want = (
+        sampler.generate(CONFIG, weights, prompts, lengths, KEY, max_new=4)
+        for weights in (attached, lora.merge(attached))
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_several_adapters_at_once():
+    """vmap over a and b of one base: kernel and stream are shared, what differs is small."""
+    trees = [trained(lora.init(KEY, BASE, TARGETS, rank=2), seed) for seed in range(2)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *trees)
+    got = jax.vmap(lambda tree: logits(lora.attach(BASE, tree, alpha=2)))(stacked)
+    for x, tree in zip(got, trees, strict=True):
+        np.testing.assert_allclose(
+            x, logits(lora.attach(BASE, tree, alpha=2)), rtol=1e-4, atol=1e-4
+        )
+
+
+IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 2)).astype(np.float32)
+EXPERTS = dataclasses.replace(CONFIG, experts=4, experts_per_token=2)
+OTHERS = {
+    "experts": (decoder.decoder(EXPERTS), ".*(router|gate|up|down)/kernel", TOKENS),
+    "embeddings": (MODEL, "embed/embedding", TOKENS),
+    "mlp": (mlp.mlp(mlp.MLPConfig(inputs=128, widths=(8,), classes=5)), ".*kernel", IMAGES),
+    "vit": (
+        vit.vit(vit.ViTConfig(image=8, channels=2, width=16, depth=1, heads=2, mlp=24, classes=5)),
+        ".*kernel",
+        IMAGES,
+    ),
+    "resnet": (
+        resnet.resnet(
+            resnet.ResNetConfig(blocks=(1,), widths=(8,), channels=2, classes=5),
+            norm=resnet.group_norm(4),
+        ),
+        ".*kernel",
+        IMAGES,
+    ),
+    "linen": (adapters.from_linen(Linen(), IMAGES), ".*kernel", IMAGES),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_models(name):
+    """Kernels that a model needs whole are merged on the way; rank 1 fits every one of them."""
+    model, targets, inputs = OTHERS[name]
+    base = trained(jax.eval_shape(model.init, KEY))
+    attached = lora.attach(base, trained(lora.init(KEY, base, targets, rank=1)), alpha=1)
+    assert any(isinstance(x, LowRank) for x in jax.tree.leaves(attached, is_leaf=is_low_rank))
+    got, want = (
+        model.apply(weights, {"inputs": inputs}).head.logits()
+        for weights in (attached, lora.merge(attached))
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_reach_a_and_b():
     tree = lora.init(KEY, BASE, TARGETS, rank=2)
-    tokens = {"inputs": np.arange(8, dtype=np.int32)[None]}
 
     @jax.jit
     @jax.grad
     def gradient(tree, base):
-        weights = lora.attach(base, tree, alpha=4)
-        return jnp.sum(jnp.sin(MODEL.apply(weights, tokens).head.logits()))
+        return jnp.sum(jnp.sin(logits(lora.attach(base, tree, alpha=4))))
 
     for path, grad in flatten(gradient(tree, BASE)).items():
         # While b is zero nothing reaches a.
@@ -94,8 +233,9 @@ def test_dtypes():
     base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), BASE)
     tree = trained(lora.init(KEY, base, TARGETS, rank=2))
     assert {x.dtype for x in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
-    merged = lora.attach(base, tree, alpha=2)["layers"]["attn"]["q"]["kernel"]
-    wide = lora.attach(base, tree, alpha=2, dtype=jnp.float32)["layers"]["attn"]["q"]["kernel"]
+    attached = lora.attach(base, tree, alpha=2)
+    merged = lora.merge(attached)["layers"]["attn"]["q"]["kernel"]
+    wide = lora.merge(attached, dtype=jnp.float32)["layers"]["attn"]["q"]["kernel"]
     assert merged.dtype == jnp.bfloat16 and wide.dtype == jnp.float32
     np.testing.assert_array_equal(wide.astype(jnp.bfloat16), merged)
     assert np.abs(wide - merged.astype("f4")).max() > 0

@@ -94,7 +94,12 @@ def no_gradient_reaches_what_is_frozen(case: Case) -> None:
 
     def loss(model: Any, frozen: Any) -> jax.Array:
         params = {"model": model, "aux": aux}
-        return objective.loss(params, carry, frozen, batch, Context(KEY, jnp.int32(0))).loss
+        ctx = Context(KEY, jnp.int32(0))
+        if objective.stats is not None:
+            terms = objective.stats(params, carry, frozen, batch, ctx)
+            stats = {name: jax.lax.stop_gradient(term.value) for name, term in terms.items()}
+            ctx = ctx._replace(stats=stats)
+        return objective.loss(params, carry, frozen, batch, ctx).loss
 
     of_model, of_frozen = jax.jit(jax.grad(loss, (0, 1)))(PARAMS, FROZEN)
     assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(of_model))

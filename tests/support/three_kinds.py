@@ -94,7 +94,9 @@ def stages(config: Config) -> tuple[Stage, ...]:
         )
 
     def unlearned(_) -> Training:
-        source = pairs.forget_retain(_text(11, 2), _text(30, 3), seed=0, batch_size=ROWS)
+        source = pairs.forget_retain(
+            {"forget": _text(11, 2)}, {"retain": _text(30, 3)}, seed=0, batch_size=ROWS
+        )
         forget = negative_preference(MODEL, online(MODEL), beta=0.1)
         retain = supervise(MODEL, {"nll": next_token_nll})
         objective = add({"forget": on("forget", forget), "retain": on("retain", retain)})

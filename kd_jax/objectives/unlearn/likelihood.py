@@ -1,7 +1,11 @@
-"""Unlearning by lowering likelihood: gradient ascent and gradient difference."""
+"""Unlearning by lowering likelihood: gradient ascent, plain or weighted; gradient difference."""
 
+from collections.abc import Callable
+
+import jax
+
+from kd_jax.losses import unlearning
 from kd_jax.losses.streaming import token_log_probs
-from kd_jax.losses.unlearning import gradient_ascent as ascent_loss
 from kd_jax.objectives.combinators import add, on, own_weights
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
@@ -10,13 +14,29 @@ from kd_jax.types import Context, Model, Objective, Output, Policy, stateless, w
 
 def gradient_ascent(model: Model, *, policy: Policy = own_weights) -> Objective:
     """mean over weighed tokens of log p(target): minimised, so unbounded below (card B1)."""
+    return _ascent(model, unlearning.gradient_ascent, policy)
 
-    def loss(params, carry, frozen, batch, ctx: Context) -> Output:
-        output = model.apply(policy(params, frozen), batch, key=ctx.key, train=ctx.train)
-        losses = ascent_loss(token_log_probs(output.head, batch["targets"]))
-        return Output({"ascent": weighted_sum(losses, batch["weights"])})
 
-    return stateless(loss)
+def weighted_gradient_ascent(
+    model: Model, *, beta: float, policy: Policy = own_weights
+) -> Objective:
+    """WGA: mean over weighed tokens of sg(p**beta) log p, p that of the target.
+
+    A token's weight falls with its probability, so the loss is bounded below by -1 / (e beta).
+    Wang et al. 2025 (arXiv 2502.19301); used with beta = 1 and a retain term of weight 1.
+    """
+    return _ascent(model, lambda lp: unlearning.weighted_gradient_ascent(lp, beta=beta), policy)
+
+
+def satimp(
+    model: Model, *, beta_1: float, beta_2: float, policy: Policy = own_weights
+) -> Objective:
+    """SatImp: mean over weighed tokens of sg(p**beta_1 (1 - p)**beta_2) log p.
+
+    Yang et al. 2025 (arXiv 2505.11953); used with 5 and 1, weight 0.1, and a retain term of
+    weight 1.
+    """
+    return _ascent(model, lambda lp: unlearning.satimp(lp, beta_1=beta_1, beta_2=beta_2), policy)
 
 
 def gradient_difference(model: Model, *, policy: Policy = own_weights) -> Objective:
@@ -27,3 +47,14 @@ def gradient_difference(model: Model, *, policy: Policy = own_weights) -> Object
             "retain": on("retain", supervise(model, {"nll": next_token_nll}, policy=policy)),
         }
     )
+
+
+def _ascent(model: Model, loss_of: Callable[[jax.Array], jax.Array], policy: Policy) -> Objective:
+    """The mean over weighed tokens of a loss of the targets' log-probabilities [B, T]."""
+
+    def loss(params, carry, frozen, batch, ctx: Context) -> Output:
+        output = model.apply(policy(params, frozen), batch, key=ctx.key, train=ctx.train)
+        losses = loss_of(token_log_probs(output.head, batch["targets"]))
+        return Output({"ascent": weighted_sum(losses, batch["weights"])})
+
+    return stateless(loss)

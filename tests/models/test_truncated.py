@@ -1,0 +1,39 @@
+"""The first layers of a decoder as a model of their own."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.models.decoder import DecoderConfig, decoder
+from kd_jax.models.parts import rms_norm
+from kd_jax.models.truncated import truncated, truncated_config
+from kd_jax.trees import check_same
+
+CONFIG = DecoderConfig(
+    vocab=24, width=8, depth=3, heads=2, kv_heads=1, head_dim=4, mlp=12, remat=False
+)
+IDS = {"inputs": np.random.default_rng(0).integers(0, 24, (2, 5))}
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["stacked", "unrolled"])
+def test_it_computes_what_the_whole_model_has_after_those_layers(scan):
+    config = dataclasses.replace(CONFIG, scan=scan)
+    model = decoder(config)
+    params = model.init(jax.random.key(0))
+    small = truncated_config(config, 2)
+    kept = truncated(config, params, 2)
+    check_same("kept", kept, "shapes", jax.eval_shape(decoder(small).init, jax.random.key(0)))
+    head = decoder(small).apply(kept, IDS).head
+    stream = model.apply(params, IDS, taps=("block_1",)).taps["block_1"]
+    final = rms_norm(stream, params["final_norm"]["scale"], config.norm_eps)
+    np.testing.assert_allclose(head.hidden, final, rtol=1e-6)
+    np.testing.assert_array_equal(head.unembedding, params["unembed"]["embedding"])
+    assert truncated_config(config, 3) == config
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_a_depth_that_is_not_there_is_refused(depth):
+    with pytest.raises(ValueError, match=f"depth: got {depth}, takes 1 to 3"):
+        truncated(CONFIG, {}, depth)

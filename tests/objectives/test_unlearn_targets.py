@@ -1,0 +1,303 @@
+"""Unlearning towards other distributions, FLAT, constraints and random labels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support.bigram import spoil, text_batch
+from support.linear import assert_trees_close
+from support.objective_laws import FROZEN, KEY, LAWS, MODEL, PARAMS, Case, batch_for, one_step
+
+from kd_jax.losses import targets as losses
+from kd_jax.losses.f_divergences import JENSEN_SHANNON, KL, PEARSON, TOTAL_VARIATION, flat
+from kd_jax.objectives.combinators import on
+from kd_jax.objectives.constrained import primal_dual
+from kd_jax.objectives.supervise import supervise
+from kd_jax.objectives.terms import label_cross_entropy, next_token_nll
+from kd_jax.objectives.unlearn import divergence, targets
+from kd_jax.objectives.unlearn.random_labels import random_labels, random_options
+from kd_jax.steps import make_eval_step, make_train_step
+from kd_jax.types import Logits, Model, ModelOutput
+
+
+def pdu(model):
+    return primal_dual(
+        on("forget", targets.logit_margin(model)),
+        on("retain", supervise(model, {"nll": next_token_nll})),
+        limit=0.5,
+    )
+
+
+CASES = {
+    "undial": Case(lambda model: targets.undial(model, beta=4.0)),
+    "ce_u": Case(targets.ce_u),
+    "maximum_entropy": Case(targets.maximum_entropy),
+    "pdu": Case(pdu, ("forget", "retain")),
+    "flat_js": Case(
+        lambda model: divergence.flat(model, divergence=JENSEN_SHANNON), ("refusal", "forget")
+    ),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", CASES)
+def test_laws(law, name):
+    law(CASES[name])
+
+
+def logits_of(params, batch):
+    return MODEL.apply(params, batch).head.logits()
+
+
+def value(objective, batch, params=PARAMS):
+    """The loss as an evaluation step sees it, compiled."""
+    _, carry = objective.init(KEY, params, FROZEN, batch)
+    step = jax.jit(make_eval_step(objective))
+    return step({"model": params, "aux": {}}, carry, FROZEN, batch).loss
+
+
+def masked_mean(x, weights):
+    return (np.asarray(x, np.float64) * weights).sum() / weights.sum()
+
+
+def test_values_are_the_masked_means_of_the_losses():
+    batch = text_batch()
+    z, weights = logits_of(PARAMS, batch), np.asarray(batch["weights"], np.float64)
+    later = weights * (np.cumsum(weights, 1) > 1)  # rows of 1, 2, 3, 4 tokens: 0, 1, 2, 3 stay
+    assert later.sum(1).tolist() == [0, 1, 2, 3]
+    reference = logits_of(FROZEN["reference"], batch)
+    for objective, rows, w in (
+        (
+            targets.undial(MODEL, beta=4.0),
+            losses.undial(z, reference, batch["targets"], beta=4.0),
+            weights,
+        ),
+        (targets.ce_u(MODEL), losses.ce_u(z, batch["targets"]), later),
+        (targets.ce_u(MODEL, skip=0), losses.ce_u(z, batch["targets"]), weights),
+        (targets.maximum_entropy(MODEL), losses.uniform_kl(z), weights),
+        (targets.logit_margin(MODEL), losses.logit_margin(z), weights),
+    ):
+        np.testing.assert_allclose(value(objective, batch), masked_mean(rows, w), rtol=1e-5)
+
+
+def test_undial_without_beta_stands_still_at_the_reference():
+    batch, step = text_batch(), make_train_step(targets.undial(MODEL, beta=0.0), optax.sgd(0.5))
+    start = FROZEN["reference"]
+    state, metrics = jax.jit(step.apply)(step.init(KEY, start, FROZEN, batch), FROZEN, batch)
+    assert metrics["grad_norm"] < 1e-6
+    assert_trees_close(state.params["model"], start)
+
+
+def test_without_first():
+    weights = jnp.array([[0.0, 1, 1, 0, 1], [0, 0, 0.5, 0, 0], [0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(
+        targets.without_first(weights, 1), [[0, 0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(targets.without_first(weights, 0), weights)
+    with pytest.raises(ValueError, match="count: got -1"):
+        targets.without_first(weights, -1)
+
+
+# FLAT: a nonlinear function of two batch means.
+
+
+def flat_by_hand(params, batch, which):
+    def p(part):
+        log_p = jax.nn.log_softmax(logits_of(params, part))
+        picked = jnp.take_along_axis(log_p, part["targets"][..., None], -1)[..., 0]
+        return (jnp.exp(picked) * part["weights"]).sum() / part["weights"].sum()
+
+    return flat(p(batch["refusal"]), p(batch["forget"]), divergence=which)
+
+
+@pytest.mark.parametrize("which", [TOTAL_VARIATION, JENSEN_SHANNON, PEARSON, KL])
+def test_flat_is_the_divergence_of_the_whole_batch(which):
+    """Value and gradient of the formula written out on the whole batch, by four microbatches of
+    uneven weights: the mean of theirs is another number."""
+    batch = {"refusal": text_batch(8), "forget": text_batch(8, seed=1)}
+    by_hand = jax.jit(jax.value_and_grad(lambda p, b: flat_by_hand(p, b, which)))
+    expected, grads = by_hand(PARAMS, batch)
+    step = make_train_step(divergence.flat(MODEL, divergence=which), optax.sgd(1.0), microbatches=4)
+    state, metrics = jax.jit(step.apply)(step.init(KEY, PARAMS, FROZEN, batch), FROZEN, batch)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    moved = jax.tree.map(lambda a, b: a - b, PARAMS, state.params["model"])
+    assert_trees_close(moved, grads)
+    quarters = [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
+    mean_of_means = np.mean([by_hand(PARAMS, part)[0] for part in quarters])
+    assert abs(mean_of_means - expected) > 1e-4
+
+
+def test_flat_raises_the_template_and_lowers_the_answer():
+    case = CASES["flat_js"]
+    batch = batch_for(case)
+    state, before = one_step(case, batch)
+    objective = case.make(MODEL)
+    _, carry = objective.init(KEY, PARAMS, FROZEN, batch)
+    after = make_eval_step(objective)(state.params, carry, FROZEN, batch).metrics
+    assert after["template/probability"].value > before["template/probability"]
+    assert after["forget/probability"].value < before["forget/probability"]
+
+
+# The primal-dual combinator.
+
+
+def train(objective, batch, steps, rate=0.1):
+    step = make_train_step(objective, optax.sgd(rate))
+    state, seen = step.init(KEY, PARAMS, FROZEN, batch), []
+    apply = jax.jit(step.apply)
+    for _ in range(steps):
+        state, metrics = apply(state, FROZEN, batch)
+        seen.append({name: float(x) for name, x in metrics.items()})
+    return state, seen
+
+
+def test_the_dual_rises_while_the_limit_is_broken_and_falls_to_zero_when_it_holds():
+    batch = {"forget": text_batch(), "retain": text_batch(seed=1)}
+    for limit, toward in ((0.5, "up"), (10.0, "zero")):
+        objective = primal_dual(
+            on("forget", targets.logit_margin(MODEL)),
+            on("retain", supervise(MODEL, {"nll": next_token_nll})),
+            limit=limit,
+            rate=0.5,
+            warmup_steps=2,
+        )
+        state, seen = train(objective, batch, 5)
+        duals = [m["dual"] for m in seen] + [float(state.carry["dual"])]
+        assert duals[:3] == [1.0, 1.0, 1.0]  # two steps of warm-up
+        for before, after, m in zip(duals[2:], duals[3:], seen[2:], strict=True):
+            expected = max(0.0, before + 0.5 * (m["value/nll"] - limit))
+            np.testing.assert_allclose(after, expected, rtol=1e-5)
+        for m in seen:
+            np.testing.assert_allclose(m["constraint/nll"], m["dual"] * m["value/nll"], rtol=1e-5)
+            np.testing.assert_allclose(
+                m["loss"], m["objective/margin"] + m["constraint/nll"], rtol=1e-5
+            )
+        assert duals[-1] > 1 if toward == "up" else duals[-1] == 0.0
+
+
+def test_a_dual_of_zero_is_the_objective_alone():
+    batch = {"forget": text_batch(), "retain": text_batch(seed=1)}
+    parts = (
+        on("forget", targets.logit_margin(MODEL)),
+        on("retain", supervise(MODEL, {"nll": next_token_nll})),
+    )
+    state, _ = train(primal_dual(*parts, limit=1e9, start=0.0), batch, 3)
+    alone, _ = train(parts[0], batch, 3)
+    assert_trees_close(state.params["model"], alone.params["model"])
+
+
+def test_primal_dual_refuses():
+    part = targets.logit_margin(MODEL)
+    with pytest.raises(ValueError, match="rate: got -1"):
+        primal_dual(part, part, limit=0.0, rate=-1.0)
+    with pytest.raises(ValueError, match="start: got -2"):
+        primal_dual(part, part, limit=0.0, start=-2.0)
+
+
+# Random labels.
+
+CLASSES = 4
+
+
+def free_logits(rows):
+    """A 'classifier' whose parameters are the logits of each row."""
+
+    def apply(params, inputs, *, state={}, key=None, train=False, taps=(), add={}):
+        return ModelOutput(Logits(params["z"][inputs["index"]]), {}, state)
+
+    return Model(lambda key: {"z": jax.random.normal(key, (rows, CLASSES))}, apply)
+
+
+def rows_batch(rows):
+    return {"index": jnp.arange(rows), "weights": jnp.ones(rows)}
+
+
+def test_random_labels_are_uniform_over_all_classes_and_drawn_again_at_each_step():
+    rows = 1000
+    model = free_logits(rows)
+    objective = random_labels(supervise(model, {"nll": label_cross_entropy}), CLASSES, seed=0)
+    step = make_train_step(objective, optax.sgd(1.0))
+    zeros = {"z": jnp.zeros((rows, CLASSES))}
+    state, batch = step.init(KEY, zeros, {}, rows_batch(rows)), rows_batch(rows)
+    apply, drawn = jax.jit(step.apply), []
+    for _ in range(2):
+        before = state.params["model"]["z"]
+        state, metrics = apply(state, {}, batch)
+        # The gradient of row i is (p - onehot) / rows: the label is where the logits rose.
+        drawn.append(np.argmax(state.params["model"]["z"] - before, -1))
+        np.testing.assert_allclose(metrics["loss"], np.log(CLASSES), rtol=1e-2)
+    counts = np.bincount(drawn[0], minlength=CLASSES)
+    # 250 +- 13.7 each: within five standard deviations.
+    assert np.all(np.abs(counts - rows / CLASSES) < 5 * np.sqrt(rows * 0.25 * 0.75))
+    assert 0.15 < (drawn[0] == drawn[1]).mean() < 0.35  # a quarter by chance
+
+
+def test_random_labels_do_not_hang_on_microbatches_or_order():
+    model, batch = free_logits(8), rows_batch(8)
+    params = model.init(KEY)
+    objective = random_labels(supervise(model, {"nll": label_cross_entropy}), CLASSES, seed=3)
+
+    def after(microbatches, batch):
+        step = make_train_step(objective, optax.sgd(1.0), microbatches=microbatches)
+        return jax.jit(step.apply)(step.init(KEY, params, {}, batch), {}, batch)[0].params
+
+    whole = after(1, batch)
+    assert_trees_close(after(4, batch), whole)
+    assert_trees_close(after(1, jax.tree.map(lambda x: x[::-1], batch)), whole)
+
+
+def test_the_fixed_point_of_random_labels_is_uniform():
+    model, batch = free_logits(4), rows_batch(4)
+    objective = random_labels(supervise(model, {"nll": label_cross_entropy}), CLASSES, seed=0)
+    step = make_train_step(objective, optax.sgd(0.2))
+
+    @jax.jit
+    def run(state):
+        def one(state, _):
+            state, _ = step.apply(state, {}, batch)
+            return state, jax.nn.softmax(state.params["model"]["z"])
+
+        return jax.lax.scan(one, state, length=4000)[1]
+
+    p = run(step.init(KEY, {"z": 5 * model.init(KEY)["z"]}, {}, batch))
+    np.testing.assert_allclose(p[2000:].mean(0), 1 / CLASSES, atol=0.05)
+
+
+def test_random_options_take_one_whole_row_of_each_question():
+    whole = [text_batch(seed=i) for i in range(3)]
+    stacked = {n: jnp.stack([b[n] for b in whole], 1) for n in ("inputs", "targets", "weights")} | {
+        "index": whole[0]["index"]
+    }
+    objective = random_options(supervise(MODEL, {"nll": next_token_nll}), seed=1)
+    step = jax.jit(make_train_step(objective, optax.sgd(0.5), microbatches=2).apply)
+    state = make_train_step(objective, optax.sgd(0.5)).init(KEY, PARAMS, FROZEN, stacked)
+    sums = np.zeros((3, 4)), np.zeros((3, 4))
+    for i, option in enumerate(whole):
+        log_p = jax.nn.log_softmax(logits_of(PARAMS, option))
+        nll = -jnp.take_along_axis(log_p, option["targets"][..., None], -1)[..., 0]
+        sums[0][i], sums[1][i] = (nll * option["weights"]).sum(1), option["weights"].sum(1)
+    possible = {
+        round(float(sums[0][list(c), range(4)].sum() / sums[1][list(c), range(4)].sum()), 4)
+        for c in np.ndindex(3, 3, 3, 3)
+    }
+    seen = set()
+    for number in range(6):
+        _, metrics = step(state._replace(step=jnp.int32(number)), FROZEN, stacked)
+        seen.add(round(float(metrics["loss"]), 4))
+    assert seen <= possible and len(seen) > 2
+    same = step(state, FROZEN, stacked | {n: x for n, x in spoil(stacked).items() if n != "index"})
+    assert_trees_close(same, step(state, FROZEN, stacked))
+
+
+def test_random_labels_refuse():
+    objective = supervise(MODEL, {"nll": next_token_nll})
+    with pytest.raises(ValueError, match="classes: got 1"):
+        random_labels(objective, 1, seed=0)
+    uneven = {
+        "inputs": jnp.zeros((2, 3, 4)),
+        "weights": jnp.zeros((2, 2, 4)),
+        "index": jnp.arange(2),
+    }
+    with pytest.raises(ValueError, match=r"options: got|batch: got \[2, 3\] options"):
+        random_options(objective, seed=0).init(KEY, PARAMS, FROZEN, uneven)
