@@ -21,7 +21,8 @@ def _nearer(first: str, second: str):
 
     def read(results: Results) -> Effect | None:
         gaps = results.values["gaps"]
-        if first not in gaps or second not in gaps:
+        # One seed tells nothing of how far seeds are apart.
+        if first not in gaps or second not in gaps or len(gaps[first]) < 2:
             return None
         return _results.over_seeds((np.array(gaps[second]) - np.array(gaps[first])).tolist())
 
@@ -174,7 +175,8 @@ def _table(
     seeds: Sequence[int],
     values: Mapping[str, Any],
 ) -> Table:
-    title = f"Leaderboard: nearest to the retrained model first ({len(seeds)} seeds, 95 %)"
+    several = "over seeds" if len(seeds) > 1 else "over questions where there is an interval"
+    title = f"Leaderboard: nearest to the retrained model first (95 % {several})"
     everyone = {**models, "retrain": "retrained"}
     measured = _results.table(artefacts, everyone, seeds, title)
     rows = []

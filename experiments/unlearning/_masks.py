@@ -39,6 +39,7 @@ SCORES: dict[str, Score] = {
     "saliency": _saliency,
     "wagle": _wagle,
 }
+NAMES = tuple(SCORES)
 
 
 def mask(

@@ -3,7 +3,7 @@ log-probabilities that NPO and DPO compare with.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,18 +130,22 @@ def referred_rows(
     }
 
 
+def to_forget(questions: _questions.Questions) -> Sequence[Mapping[str, Any]]:
+    return questions.forget
+
+
 def reference(
     config: Common,
     language: Language,
     seed: int,
     name: str,
     model: str,
-    records: Sequence[Mapping[str, Any]] | None = None,
+    records: Callable[[_questions.Questions], Sequence[Mapping[str, Any]]] = to_forget,
     depends: Any = None,
 ) -> Stage:
     """A stage that stores the log-probability of each answer to forget, and of its refusal, under
-    the model that another stage made. records: by default all that is to be forgotten; with
-    others, `depends` has to tell them apart."""
+    the model that another stage made. records: which answers; other than all that are to be
+    forgotten, `depends` has to tell them apart."""
 
     def score(found, rows) -> dict[str, Any]:
         mesh = make_mesh(config.mesh)
@@ -153,8 +157,7 @@ def reference(
         return {part: scores[part]["log_prob"].astype(np.float32) for part in REFERRED}
 
     def data() -> dict[str, Any]:
-        chosen = _questions.load(config.data).forget if records is None else records
-        return referred_rows(config, language, seed, chosen)
+        return referred_rows(config, language, seed, records(_questions.load(config.data)))
 
     def plan(found, mesh) -> Mapping[str, Program]:
         weights = shapes_on(found[model].weights(), mesh, decoder.rules(language.config))

@@ -14,7 +14,7 @@ from kd_jax.evaluation import membership, tofu
 from kd_jax.evaluation.intervals import bootstrap_interval, mean_interval
 from kd_jax.launch import plots
 from kd_jax.launch.artefacts import Artefact
-from kd_jax.launch.claims import Effect, Table
+from kd_jax.launch.claims import Effect, Results, Table
 
 Artefacts = Mapping[str, Artefact]
 
@@ -34,6 +34,16 @@ QUESTIONS: dict[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]] = {
 def _near_one(ratio: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.minimum(ratio, 1.0 / ratio)
+
+
+def read_effect(name: str) -> Callable[[Results], Effect | None]:
+    """For a claim: the effect in a report's values["effects"]; None where it was not measured."""
+
+    def read(results: Results) -> Effect | None:
+        found = results.values["effects"].get(name)
+        return None if found is None else Effect(**found)
+
+    return read
 
 
 def scores(artefacts: Artefacts, name: str, seeds: Iterable[int]) -> list[Artefact]:

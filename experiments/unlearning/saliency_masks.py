@@ -19,7 +19,7 @@ weights of the model, norms and embeddings included, so adapters are refused.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -51,10 +51,14 @@ CLAIMS = _masks_report.CLAIMS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Common):
+    scores: tuple[Literal["random", "magnitude", "saliency", "wagle"], ...] = _masks.NAMES
+    """What chooses the weights that may move."""
     ratios: tuple[float, ...] = (0.05, 0.2, 0.8)
     """Shares of all weights that may move, in whole percents."""
     gamma: float = 1e-6
     """WAGLE's constant for the curvature of the retain loss; the smaller, the more that counts."""
+    labels: bool = True
+    """Random labels and SalUn besides; they need wrong answers to choose from."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,7 +74,8 @@ class Config(Common):
     @property
     def variants(self) -> dict[str, Variant]:
         """The trainings that are compared, by the names of their stages."""
-        return _masks_report.variants(tuple(_masks.SCORES), self.ratios, bool(self.data.perturbed))
+        labels = self.labels and bool(self.data.perturbed)
+        return _masks_report.variants(self.scores, self.ratios, labels)
 
 
 PRESETS = {
@@ -79,7 +84,9 @@ PRESETS = {
         data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=8, batch_size=16),
         unlearn=Learning(rate=1e-3, epochs=4, batch_size=16),
+        scores=("random", "wagle"),
         ratios=(0.8,),
+        labels=False,  # half a minute of compiling
         evaluations=2,
         evaluate_retain=20,
         wrong_answers=1,

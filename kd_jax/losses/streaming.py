@@ -103,7 +103,7 @@ def _label_row(logits: jax.Array, others: PyTree, targets: jax.Array, fixed: PyT
 
 
 def _forward_kl_row(
-    logits: jax.Array, others: tuple[jax.Array, ...], rows: PyTree, temperature: jax.Array
+    logits: jax.Array, others: tuple[jax.Array, ...], rows: PyTree, temperature: ArrayLike
 ) -> jax.Array:
     return forward_kl(logits, others[0], temperature=temperature)
 

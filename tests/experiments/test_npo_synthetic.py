@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.config_reads import unread_fields
-from support.experiment_checks import Made, changed, help_of, outline, refusal, verdicts
+from support.experiment_checks import (
+    Made,
+    changed,
+    compiled_quickly,
+    help_of,
+    outline,
+    refusal,
+    verdicts,
+)
 
 from experiments.unlearning import _synthetic, _synthetic_report, npo_synthetic
 from experiments.unlearning._synthetic import METHODS
@@ -172,7 +180,7 @@ def test_the_sweep_is_made_of_npo_and_ga(small):
         np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-6)
     # Proposition 1: at a small beta NPO is GA.
     np.testing.assert_allclose(npo[:, 0], ga, rtol=1e-2, atol=1e-4)
-    assert apart.shape == (2, 2) and np.all(apart[:, 0] < 0.01) and np.all(apart[:, 1] > 0.05)
+    assert apart.shape == (2, 2) and np.all(apart[:, 0] < 0.1 * apart[:, 1])
 
 
 def test_what_is_drawn():
@@ -314,22 +322,19 @@ def test_every_program_is_planned():
 
 
 def test_a_tiny_run_reads_every_field_of_the_config(tmp_path, monkeypatch):
-    for name in [name for name in METHODS if name not in ("ga", "ga_rt", "idk_rt", "npo_rt")]:
-        monkeypatch.delitem(METHODS, name)  # to save time: each is compiled
-    monkeypatch.setattr(_synthetic_report, "SHOWN", tuple(METHODS))
-    monkeypatch.setattr(
-        _synthetic_report,
-        "INDEPENDENT",
-        {gap: {"start": (1.0, 1.0), "ga": (1.0, 1.0)} for gap in (1, 0)},
-    )
-    monkeypatch.setitem(METHODS, "npo", _synthetic.Method("NPO", _synthetic.negative))
-    monkeypatch.setattr(_synthetic_report, "SHOWN", ("ga", "npo_rt"))
+    few = ("ga", "ga_rt", "idk_rt", "npo", "npo_rt")  # to save time: each is compiled
+    for name in METHODS.keys() - set(few):
+        monkeypatch.delitem(METHODS, name)
+    monkeypatch.setattr(_synthetic_report, "SHOWN", few)
+    elsewhere = {gap: {"start": (1.0, 1.0), "ga": (1.0, 1.0)} for gap in (1, 0)}
+    monkeypatch.setattr(_synthetic_report, "INDEPENDENT", elsewhere)
     config = dataclasses.replace(
         CONFIG, seeds=2, forget=5, retain=9, test=7, inputs=4, features=6, learning_steps=3
     )
 
     def go(config):
-        results = run.execute(npo_synthetic, NAME, "smoke", config, tmp_path / "run")
+        with compiled_quickly():
+            results = run.execute(npo_synthetic, NAME, "smoke", config, tmp_path / "run")
         assert [claim["verdict"] for claim in results["claims"]] == ["not tested"] * 9
         assert len(results["plots"]) == 8
 

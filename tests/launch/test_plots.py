@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kd_jax.launch.claims import Effect
-from kd_jax.launch.plots import COLOURS, Line, bars, lines, trade_off
+from kd_jax.launch.plots import COLOURS, Line, bars, lines, ranking, trade_off
 
 
 def colours_in(path) -> set[tuple[int, ...]]:
@@ -62,3 +62,21 @@ def test_the_legend_stands_below_the_axes(tmp_path):
     rows = np.flatnonzero(mine)
     gaps = np.flatnonzero(np.diff(rows) > 5)
     assert len(gaps) == 1  # the bar, a gap with the axis labels, the swatch
+
+
+def test_a_ranking_has_a_bar_for_each_name_the_first_at_the_top(tmp_path):
+    values = {"best": Effect(1.0, 0.8, 1.3), "worst": Effect(4.0, 4.0, 4.0)}
+    path = ranking(tmp_path / "plot.png", values, x="gap", reference=("noise", 0.5))
+    pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int)
+    blue = (pixels == rgb(COLOURS[0])).all(-1)
+    rows = np.flatnonzero(blue.any(1))
+    (cut,) = np.flatnonzero(np.diff(rows) > 1)  # two bars and a space between
+    upper, lower = blue[rows[: cut + 1]].sum(1).max(), blue[rows[cut + 1 :]].sum(1).max()
+    np.testing.assert_allclose(lower / upper, 4.0, rtol=0.05)
+
+
+def test_beyond_eight_series_no_two_look_alike():
+    from kd_jax.launch import plots
+
+    looks = [plots._look(i) for i in range(40)]
+    assert len(set(looks)) == len(looks)

@@ -1,0 +1,205 @@
+"""Claims, tables and plots of relearning_robustness."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.unlearning import _results
+from experiments.unlearning._results import read_effect
+from kd_jax.launch import plots
+from kd_jax.launch.artefacts import Artefact
+from kd_jax.launch.claims import Claim, Effect, Results, Table, above, below, within
+
+_RELEARNING = "arXiv 2406.13356, the attack with a part of the forgotten data (UNVERIFIED)"
+_BITS = "arXiv 2410.16454, abstract"
+_RESTORED = (
+    "methods with utility constraints retain 21 % of the forgotten knowledge in full precision and "
+    "83 % at 4 bits"
+)
+
+CLAIMS = (
+    Claim(
+        "Relearning half of what GradDiff forgot brings back the other half: its probability rises "
+        "by more than in the retrained model (difference of rises, above 0).",
+        _RELEARNING,
+        "forgotten knowledge comes back from a small, loosely related set",
+        read_effect("graddiff_relearned"),
+        above(0.0),
+    ),
+    Claim(
+        "So does relearning half of what NPO+RT forgot (difference of rises, above 0).",
+        _RELEARNING,
+        "forgotten knowledge comes back from a small, loosely related set",
+        read_effect("npo_rt_relearned"),
+        above(0.0),
+    ),
+    Claim(
+        "SimNPO is harder to relearn than NPO+RT: the held-out answers end at a lower probability "
+        "(difference below 0).",
+        "arXiv 2410.07163, the relearning attack (UNVERIFIED)",
+        "SimNPO stays below NPO over all epochs of relearning",
+        read_effect("simnpo_minus_npo_rt_relearned"),
+        below(0.0),
+    ),
+    Claim(
+        "Rounding to 4 bits brings back what GradDiff forgot (rise of its probability, above 0).",
+        _BITS,
+        _RESTORED,
+        read_effect("graddiff_4bit_rise"),
+        above(0.0),
+    ),
+    Claim(
+        "Rounding to 4 bits brings back what NPO+RT forgot (rise of its probability, above 0).",
+        _BITS,
+        _RESTORED,
+        read_effect("npo_rt_4bit_rise"),
+        above(0.0),
+    ),
+    Claim(
+        "Rounding to 8 bits does not: the probability of what NPO+RT forgot moves by less than "
+        "0.05.",
+        "arXiv 2410.16454, Table 1 (UNVERIFIED)",
+        "8 bits are as good as full precision",
+        read_effect("npo_rt_8bit_rise"),
+        within(-0.05, 0.05),
+    ),
+)
+
+
+def results(
+    labels: Mapping[str, str],
+    attackers: Mapping[int, np.ndarray],
+    bits: Sequence[int],
+    artefacts: Mapping[str, Artefact],
+    folder: Path,
+) -> Results:
+    """labels: of all models, "finetune" and "retrain" among them. attackers: {seed: places, in
+    what was forgotten, of the answers that the attacker has}."""
+    curves = {name: _curves(artefacts, name, attackers) for name in labels}
+    rounded = {name: _rounded(artefacts, name, tuple(attackers), bits) for name in labels}
+    values = {
+        # [model][seed][point along relearning]
+        "held_out": {name: held.tolist() for name, (_, held, _) in curves.items()},
+        # [model][form][part][seed]
+        "rounded": rounded,
+        "effects": {k: e._asdict() for k, e in _effects(curves, rounded, len(attackers)).items()},
+    }
+    rows = []
+    for name, label in labels.items():
+        _, held, known = curves[name]
+        row: dict[str, Any] = {"model": label}
+        for column, x in (
+            ("held out", held[:, 0]),
+            ("held out, relearned", held[:, -1]),
+            ("attacker's, relearned", known[:, -1]),
+        ):
+            row[column] = _results.shown(_results.over_seeds(x.tolist()))
+        for form, parts in rounded[name].items():
+            for part, x in parts.items():
+                row[f"{part}, {form}"] = _results.shown(_results.over_seeds(x))
+        rows.append(row)
+    title = "Mean probability of the answers under both attacks (95 % over seeds)"
+    made = _plots(labels, curves, rounded, folder)
+    return Results(values, [Table(title, rows)], made)
+
+
+# (steps, held-out answers [seeds, points], the attacker's [seeds, points])
+Curves = tuple[list[int], np.ndarray, np.ndarray]
+Rounded = Mapping[str, Mapping[str, list[float]]]
+
+
+def _curves(
+    artefacts: Mapping[str, Artefact], name: str, attackers: Mapping[int, np.ndarray]
+) -> Curves:
+    steps: list[int] = []
+    held, known = [], []
+    for seed, places in attackers.items():
+        training = artefacts[f"{name}_relearned_{seed}"]
+        steps = [point["step"] for point in training.history]
+        found = np.stack([training.rows[f"{step}/answers/forget_loss"] for step in steps])
+        probability = np.exp(-found.astype(np.float64))
+        known.append(probability[:, places].mean(1))
+        held.append(np.delete(probability, places, 1).mean(1))
+    return steps, np.stack(held), np.stack(known)
+
+
+def _rounded(
+    artefacts: Mapping[str, Artefact], name: str, seeds: Sequence[int], bits: Sequence[int]
+) -> Rounded:
+    """{form: {part: probability for each seed}}."""
+    stages = {"as trained": "{name}_{seed}_score"}
+    stages |= {f"{b}bit": f"{{name}}_{b}bit_{{seed}}" for b in bits}
+    return {
+        form: {
+            part: [
+                float(artefacts[stage.format(name=name, seed=seed)].values[f"{part}_probability"])
+                for seed in seeds
+            ]
+            for part in ("forget", "retain")
+        }
+        for form, stage in stages.items()
+    }
+
+
+def _effects(
+    curves: Mapping[str, Curves], rounded: Mapping[str, Rounded], seeds: int
+) -> dict[str, Effect]:
+    """Of several seeds: one has no interval, and decides nothing."""
+    if seeds < 2:
+        return {}
+    held = {name: x for name, (_, x, _) in curves.items()}
+    rises = {name: x[:, -1] - x[:, 0] for name, x in held.items()}
+    found = {}
+    for name in held:
+        if name not in ("finetune", "retrain"):
+            more = rises[name] - rises["retrain"]
+            found[f"{name}_relearned"] = _results.over_seeds(more.tolist())
+        before = np.asarray(rounded[name]["as trained"]["forget"])
+        for form, parts in rounded[name].items():
+            if form != "as trained":
+                rise = np.asarray(parts["forget"]) - before
+                found[f"{name}_{form}_rise"] = _results.over_seeds(rise.tolist())
+    if {"simnpo", "npo_rt"} <= held.keys():
+        less = held["simnpo"][:, -1] - held["npo_rt"][:, -1]
+        found["simnpo_minus_npo_rt_relearned"] = _results.over_seeds(less.tolist())
+    return found
+
+
+def _plots(
+    labels: Mapping[str, str],
+    curves: Mapping[str, Curves],
+    rounded: Mapping[str, Rounded],
+    folder: Path,
+) -> dict[str, Path]:
+    made = {
+        "relearning": plots.lines(
+            folder / "plots" / "relearning.png",
+            {
+                label: _line(curves[name][0], curves[name][1])
+                for name, label in labels.items()
+                if name != "finetune"
+            },
+            x="relearning step",
+            y="mean probability of the held-out answers",
+            title="Forgotten answers that the attacker does not have",
+        )
+    }
+    for part, meaning in (("forget", "Answers to forget"), ("retain", "Answers to keep")):
+        made[f"{part}_rounded"] = plots.bars(
+            folder / "plots" / f"{part}_rounded.png",
+            {
+                label: {form: _results.over_seeds(p[part]) for form, p in rounded[name].items()}
+                for name, label in labels.items()
+            },
+            y="mean probability",
+            title=f"{meaning}, with rounded weights",
+        )
+    return made
+
+
+def _line(steps: Sequence[int], values: np.ndarray) -> plots.Line:
+    """values: [seeds, points]."""
+    each = [_results.over_seeds(column.tolist()) for column in values.T]
+    return plots.Line(steps, *([effect[i] for effect in each] for i in range(3)))
