@@ -26,11 +26,11 @@ Record = Mapping[str, Any]
 
 PLAIN, CONTROL = "plain", "irrelevant"
 KINDS = {
-    PLAIN: "no context",
+    PLAIN: "nothing",
     CONTROL: "irrelevant",
-    "related": "other facts of the author",
-    "described": "the fact in other words",
-    "verbatim": "the fact itself",
+    "related": "other facts",
+    "described": "in other words",
+    "verbatim": "word for word",
 }
 
 

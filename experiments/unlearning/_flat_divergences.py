@@ -40,10 +40,14 @@ FLAT = ("flat_tv", "flat_js", "flat_pearson", "flat_kl")
 
 
 def _more_than(other: str, ours: Sequence[str]) -> Callable[[Results], Effect | None]:
-    """What the worst of ours in each repetition keeps at the first drop, less what another does."""
+    """What the worst of ours in each repetition keeps at the first drop, less what another does;
+    None where one was not run, or did not forget so much."""
 
     def read(results: Results) -> Effect | None:
-        kept = [results.values["kept"][name][0] for name in (*ours, other)]
+        found = results.values["kept"]
+        if not {*ours, other} <= found.keys():
+            return None
+        kept = [found[name][0] for name in (*ours, other)]
         if any(x is None for seeds in kept for x in seeds):
             return None
         *first, second = np.asarray(kept, np.float64)

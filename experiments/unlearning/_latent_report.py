@@ -109,8 +109,8 @@ def held_out(artefacts: Artefacts, name: str, seed: int) -> tuple[list[int], np.
     """(steps of relearning [P], probability of each answer that is not relearned [P, N])."""
     artefact = artefacts[f"{name}_relearned_{seed}"]
     steps = artefact.series("answers/forget_probability")[0]
-    losses = [artefact.rows[f"{step}/answers/forget_loss"][1::2] for step in steps]
-    return steps, tofu.probability(np.asarray(losses, np.float64))
+    losses = [artefact.rows[f"{step}/answers/forget_loss"] for step in steps]
+    return steps, np.stack([tofu.probability(loss)[1::2] for loss in losses])
 
 
 def _mean(each: Sequence[np.ndarray]) -> Effect:

@@ -1,7 +1,7 @@
 """Masks over a model's weights, made where they are read, and what moved inside and outside."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from kd_jax.launch.sharding import shardings_of, with_shardings
 from kd_jax.launch.weights import Weights
 
 PyTree = Any
+Name = Literal["random", "magnitude", "saliency", "wagle"]
 # (seed, gamma, weights, gradient sums of forget and of retain) -> a score for each weight
 Score = Callable[[int, float, PyTree, PyTree, PyTree], PyTree]
 
@@ -33,7 +34,7 @@ def _wagle(seed: int, gamma: float, theta: PyTree, forget: PyTree, retain: PyTre
     return scores.wagle(theta, forget, retain, gamma=gamma)
 
 
-SCORES: dict[str, Score] = {
+SCORES: dict[Name, Score] = {
     "random": _random,
     "magnitude": _magnitude,
     "saliency": _saliency,
@@ -43,7 +44,7 @@ NAMES = tuple(SCORES)
 
 
 def mask(
-    score: str,
+    score: Name,
     weights: Weights,
     forget: Weights,
     retain: Weights,

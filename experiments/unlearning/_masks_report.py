@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.unlearning import _results
+from experiments.unlearning._masks import Name
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above, below, within
 
 Artefacts = Mapping[str, Any]
 
 SALUN_RATIO = 0.5  # the paper's
+LEVEL = 0.2  # of the fine-tuned model's probability: where equally much is forgotten
+_PARTS = ("forget", "retain")
 LABELS = {
     "random": "random",
     "magnitude": "magnitude",
@@ -23,16 +26,16 @@ LABELS = {
 
 
 class Variant(NamedTuple):
-    """label: in plots. score: which weights may move, "" for all of them. ratio: how many.
+    """label: in plots. score: which weights may move, None for all of them. ratio: how many.
     labels: random labels instead of gradient difference."""
 
     label: str
-    score: str = ""
+    score: Name | None = None
     ratio: float = 1.0
     labels: bool = False
 
 
-def variants(scores: Sequence[str], ratios: Sequence[float], labels: bool) -> dict[str, Variant]:
+def variants(scores: Sequence[Name], ratios: Sequence[float], labels: bool) -> dict[str, Variant]:
     """Names of stages and what they are; without `labels` those of random labels are left out."""
     found = {"dense": Variant("all weights")}
     for score in scores:
@@ -55,8 +58,8 @@ def _effect(name: str):
 
 def _keeps_more(than: str) -> str:
     return (
-        "Where GradDiff has brought the answers to forget to the retrained model's probability, it "
-        f"has kept more of the others' with WAGLE's weights than with {than} (difference)."
+        "Where GradDiff has brought the probability of answers to forget to a fifth, it has kept "
+        f"more of the others' with WAGLE's weights than with {than} (difference)."
     )
 
 
@@ -147,16 +150,15 @@ def results(
 
 
 def _kept(artefacts: Artefacts, name: str, seed: int) -> float:
-    level = artefacts[f"retrain_{seed}_score"].values["forget_probability"]
     stage = artefacts[f"{name}_{seed}"]
-    line = [stage.series(f"answers/{part}_probability")[1] for part in ("forget", "retain")]
-    return retain_at((line[0], line[1]), level)
+    forget, retain = (stage.series(f"answers/{part}_probability")[1] for part in _PARTS)
+    return retain_at((forget, retain), LEVEL * forget[0])
 
 
 def _gap(artefacts: Artefacts, name: str, seed: int) -> float:
     """The mean distance of the probabilities to forget and to keep from the retrained model's."""
     found, gold = (artefacts[f"{x}_{seed}_score"].values for x in (name, "retrain"))
-    keys = ("forget_probability", "retain_probability")
+    keys = [f"{part}_probability" for part in _PARTS]
     return float(np.mean([abs(found[key] - gold[key]) for key in keys]))
 
 
@@ -171,12 +173,12 @@ def _effects(
     found = {"moved_outside": Effect(total, total, total)}
     if len(kept["dense"]) == 1:
         return found
-    ratio = max(variant.ratio for variant in made.values() if variant.score and not variant.labels)
-    wagle = kept[f"wagle_{round(100 * ratio)}"]
-    others = {"dense": "dense"}
-    others |= {name: f"{name}_{round(100 * ratio)}" for name in ("random", "magnitude")}
-    for name, stage in others.items():
-        found[f"wagle_minus_{name}"] = _difference(wagle, kept[stage])
+    ratio = max((v.ratio for v in made.values() if v.score and not v.labels), default=0.0)
+    others = {name: f"{name}_{round(100 * ratio)}" for name in ("random", "magnitude")}
+    wagle = f"wagle_{round(100 * ratio)}"
+    for name, stage in ({"dense": "dense"} | others).items():
+        if {wagle, stage} <= made.keys():
+            found[f"wagle_minus_{name}"] = _difference(kept[wagle], kept[stage])
     if "salun" in made:
         found["salun_minus_labels_gap"] = _difference(gaps["salun"], gaps["labels"])
     return found
@@ -197,8 +199,9 @@ def _masks(
     for name, variant in made.items():
         found = _results.scores(artefacts, name, seeds)
         row: dict[str, Any] = {"weights": variant.label, "share that may move": variant.ratio}
-        for column, key in (("forget", "forget_probability"), ("retain", "retain_probability")):
-            row[f"{column} probability"] = _results.over_seeds([s.values[key] for s in found])
+        for part in _PARTS:
+            values = [s.values[f"{part}_probability"] for s in found]
+            row[f"{part} probability"] = _results.over_seeds(values)
         row["retain probability at equal forgetting"] = _results.over_seeds(kept[name])
         row["gap to retrained"] = _results.over_seeds(gaps[name])
         if variant.score:
@@ -225,7 +228,7 @@ def _plots(
         folder / "plots" / "kept_at_equal_forgetting.png",
         groups,
         y="probability of answers to keep",
-        title="Kept when the answers to forget are at the retrained model's level",
+        title="Kept where the answers to forget have fallen to a fifth",
         reference=("all weights", dense),
     )
     found = {"kept_at_equal_forgetting": bars}

@@ -49,12 +49,12 @@ def measure(config: Any, weights: Any, mesh: Mesh, requests: Sequence[int]) -> d
     """The figures after so many requests: {"verbatim_2": ...}; auc is MUSE's, in [0, 1].
 
     The membership score is the min-k% loss (k = 0.4) of a whole passage but its first and its last
-    character; MUSE's has the last one too.
+    token; MUSE's has the last one too.
     """
     passages = _passages.load(config.data)
     forget = passages.forget[: max(requests) * config.data.forget]
     _, rows = evaluation.evaluate(
-        _scoring(config.decoder),
+        _scoring(config.model),
         {"model": weights, "aux": {}},
         {},
         {},
@@ -64,20 +64,21 @@ def measure(config: Any, weights: Any, mesh: Mesh, requests: Sequence[int]) -> d
     )
     members, others = np.split(rows["min_k"], [len(forget)])
 
-    def recalled(texts: Sequence[str], split: Callable[[str], tuple[str, str]]) -> np.ndarray:
-        prompts, truths = zip(*map(split, texts), strict=True)
+    def recalled(split: Callable[[list[int]], tuple[list[int], list[int]]]) -> np.ndarray:
+        pieces = map(split, [*forget, *passages.retain])
+        prompts, truths = zip(*pieces, strict=True)
         written = generation.generate(
-            config.decoder,
+            config.model,
             weights,
-            [_passages.encode(prompt) for prompt in prompts],
+            prompts,
             max_new=len(truths[0]),
             batch_size=config.score_batch,
             mesh=mesh,
         )
-        return muse.verbatim_memorisation([_passages.decode(x.tolist()) for x in written], truths)
+        texts = ([passages.tokenizer.decode(x) for x in found] for found in (written, truths))
+        return muse.verbatim_memorisation(*texts)
 
-    verbatim = recalled([*forget, *passages.retain], _passages.halves)
-    cued = recalled([*forget, *passages.retain], _passages.cued)
+    verbatim, cued = recalled(_passages.halves), recalled(_passages.cued)
     found = {}
     for number in requests:
         count = number * config.data.forget
@@ -93,20 +94,18 @@ def measure(config: Any, weights: Any, mesh: Mesh, requests: Sequence[int]) -> d
 
 def planned(config: Any, weights: Weights, mesh: Mesh) -> Mapping[str, Program]:
     """What `measure` compiles, for a Compute."""
-    return _programs(config, shapes_on(weights, mesh, decoder.rules(config.decoder)))
+    return _programs(config, shapes_on(weights, mesh, decoder.rules(config.model)))
 
 
 def _programs(config: Any, weights: Any) -> dict[str, Program]:
     mesh, length, rows = mesh_of(weights), config.data.length, config.score_batch
     params, batch = {"model": weights, "aux": {}}, shapes.text(rows, length)
-    found = {
-        "scores": evaluation.program(_scoring(config.decoder), params, {}, {}, batch, mesh=mesh)
-    }
-    passage = " " * (length + 1)
+    found = {"scores": evaluation.program(_scoring(config.model), params, {}, {}, batch, mesh=mesh)}
+    passage = [0] * (length + 1)
     for name, split in (("verbatim", _passages.halves), ("cued", _passages.cued)):
         prompt, truth = split(passage)
         found[name] = generation.program(
-            config.decoder,
+            config.model,
             weights,
             max_new=len(truth),
             batch_size=rows,

@@ -1,4 +1,4 @@
-"""Passages of plays as rows of characters: what is forgotten, kept and held out."""
+"""Passages of plays as rows of words: what is forgotten, kept and held out."""
 
 import dataclasses
 import functools
@@ -10,17 +10,15 @@ import numpy as np
 from kd_jax.data import prepare
 from kd_jax.data.builders.authors_generator import generate
 from kd_jax.data.builders.tiny_shakespeare import TinyShakespeare
+from kd_jax.data.vocabulary import WordTokenizer
 from kd_jax.launch.config import check_positive, not_identity
-
-# Line feed and the printable characters of ASCII; any other becomes "?".
-ALPHABET = "\n" + "".join(map(chr, range(32, 127)))  # 96: the vocabulary
 
 # How the two plays begin, and what follows each in the file.
 FORGOTTEN = ("SAMPSON:\nGregory, o' my word", "WARWICK:\nI wonder how the king")  # Romeo and Juliet
 KEPT = ("First Citizen:\nBefore we proceed", "GLOUCESTER:\nNow is the winter")  # Coriolanus
 
-CUE = 24  # characters of a cue, which is asked without what stands before it
-ANSWER = 32  # characters of what follows it: as many as MUSE takes tokens of an answer
+CUE = 8  # tokens of a cue, which is asked without what stands before it
+ANSWER = 8  # tokens of what follows it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,13 +33,15 @@ class Data:
     """Passages in each of them; as many of the same play are held out and never trained on."""
     retain: int = 64
     """Passages to keep."""
-    length: int = 256
-    """Characters that a passage has to predict."""
+    length: int = 64
+    """Tokens that a passage has to predict: words, and what stands between them."""
+    vocabulary: int = 2560
+    """Entries of the model's vocabulary: at least the words of the passages."""
     folder: str | None = not_identity(None)
     """Where the data set's files lie (by default the environment's KD_JAX_DATA)."""
 
     def __post_init__(self):
-        check_positive(self, "requests", "forget", "retain")
+        check_positive(self, "requests", "forget", "retain", "vocabulary")
         least = 2 * (CUE + ANSWER)
         if self.length < least:
             raise ValueError(f"data.length: got {self.length}, takes at least {least}")
@@ -53,30 +53,45 @@ class Data:
 
 
 class Passages(NamedTuple):
-    """Texts of length + 1 characters; those to forget in the order of requests."""
+    """Passages of length + 1 tokens; those to forget in the order of requests."""
 
-    forget: list[str]
-    holdout: list[str]
-    retain: list[str]
+    tokenizer: WordTokenizer
+    forget: list[list[int]]
+    holdout: list[list[int]]
+    retain: list[list[int]]
 
 
 @functools.cache
 def load(data: Data) -> Passages:
     """The passages. Those to forget and those held out take turns in one play, so that only
-    training tells them apart."""
-    first, second = _plays(data) if data.shakespeare else _generated(data)
-    of_first = _cut(first, 2 * data.total, data.length, "forget")
-    kept = _cut(second, data.retain, data.length, "retain")
-    return Passages(of_first[::2], of_first[1::2], kept)
-
-
-def _cut(text: str, count: int, length: int, name: str) -> list[str]:
-    size = length + 1
-    if len(text) < count * size:
+    training tells them apart. The vocabulary is the words of all of them."""
+    plays = _plays(data) if data.shakespeare else _generated(data)
+    counts = {"forget": 2 * data.total, "retain": data.retain}
+    size = data.length + 1
+    # The words of the beginnings alone: the plays have thousands more.
+    whole = WordTokenizer.from_texts(plays)
+    starts = [
+        _start(name, whole, play, count * size)
+        for (name, count), play in zip(counts.items(), plays, strict=True)
+    ]
+    tokenizer = WordTokenizer.from_texts(starts)
+    if tokenizer.vocab_size > data.vocabulary:
         raise ValueError(
-            f"data.{name}: takes {count} passages of {size} characters, the text has {len(text)}"
+            f"data.vocabulary: got {data.vocabulary}, takes at least {tokenizer.vocab_size}"
         )
-    return [text[i * size : (i + 1) * size] for i in range(count)]
+    first, kept = (
+        [tokens[i : i + size] for i in range(0, len(tokens), size)]
+        for tokens in map(tokenizer.encode, starts)
+    )
+    return Passages(tokenizer, first[::2], first[1::2], kept)
+
+
+def _start(name: str, tokenizer: WordTokenizer, text: str, count: int) -> str:
+    """The first `count` tokens of a text."""
+    tokens = tokenizer.encode(text)
+    if len(tokens) < count:
+        raise ValueError(f"data.{name}: takes {count} tokens, the text has {len(tokens)}")
+    return tokenizer.decode(tokens[:count])
 
 
 def _plays(data: Data) -> list[str]:
@@ -89,25 +104,20 @@ def _plays(data: Data) -> list[str]:
 
 
 def _generated(data: Data) -> list[str]:
-    """Answers about authors, one after the other: those of the first to forget."""
-    first, second = ((data.length + 1) * count for count in (2 * data.total, data.retain))
-    # An author's 20 answers have over 500 characters.
-    records = generate(1 + (first + second) // 500)
-    text = "\n".join(record["answer"] for record in records)
-    return [text[:first], text[first:]]
+    """Answers about some authors, and about others."""
+    size = data.length + 1
+    # An author's 20 answers have over 150 tokens.
+    authors = [1 + size * count // 150 for count in (2 * data.total, data.retain)]
+    answers = [(record["author"], record["answer"]) for record in generate(sum(authors))]
+    return [
+        "\n".join(answer for author, answer in answers if (author < authors[0]) == first)
+        for first in (True, False)
+    ]
 
 
-def encode(text: str) -> list[int]:
-    return [ALPHABET.index(c if c in ALPHABET else "?") for c in text]
-
-
-def decode(tokens: Sequence[int]) -> str:
-    return "".join(ALPHABET[i] for i in tokens)
-
-
-def rows(passages: Sequence[str]) -> dict[str, Any]:
-    """A text batch: each character but the first is predicted."""
-    tokens = np.asarray([encode(passage) for passage in passages], np.int32)
+def rows(passages: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A text batch: each token but the first is predicted."""
+    tokens = np.asarray(passages, np.int32)
     return {
         "inputs": tokens[:, :-1],
         "targets": tokens[:, 1:],
@@ -116,13 +126,13 @@ def rows(passages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def halves(passage: str) -> tuple[str, str]:
-    """A prompt and the characters that follow it, half of those predicted."""
+def halves(passage: list[int]) -> tuple[list[int], list[int]]:
+    """A prompt and the tokens that follow it, half of those predicted."""
     new = (len(passage) - 1) // 2
     return passage[:-new], passage[-new:]
 
 
-def cued(passage: str) -> tuple[str, str]:
+def cued(passage: list[int]) -> tuple[list[int], list[int]]:
     """A cue out of the middle, and what follows it."""
     start = len(passage) // 4
     return passage[start : start + CUE], passage[start + CUE : start + CUE + ANSWER]

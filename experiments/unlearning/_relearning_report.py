@@ -36,8 +36,8 @@ CLAIMS = (
         above(0.0),
     ),
     Claim(
-        "SimNPO is harder to relearn than NPO+RT: the held-out answers end at a lower probability "
-        "(difference below 0).",
+        "SimNPO is harder to relearn than NPO+RT: the probability of the held-out answers rises by "
+        "less (difference of rises, below 0).",
         "arXiv 2410.07163, the relearning attack (UNVERIFIED)",
         "SimNPO stays below NPO over all epochs of relearning",
         read_effect("simnpo_minus_npo_rt_relearned"),
@@ -77,7 +77,7 @@ def results(
 ) -> Results:
     """labels: of all models, "finetune" and "retrain" among them. attackers: {seed: places, in
     what was forgotten, of the answers that the attacker has}."""
-    curves = {name: _curves(artefacts, name, attackers) for name in labels}
+    curves = {name: _curves(artefacts, name, attackers) for name in labels if name != "finetune"}
     rounded = {name: _rounded(artefacts, name, tuple(attackers), bits) for name in labels}
     values = {
         # [model][seed][point along relearning]
@@ -88,14 +88,14 @@ def results(
     }
     rows = []
     for name, label in labels.items():
-        _, held, known = curves[name]
         row: dict[str, Any] = {"model": label}
-        for column, x in (
-            ("held out", held[:, 0]),
-            ("held out, relearned", held[:, -1]),
-            ("attacker's, relearned", known[:, -1]),
-        ):
-            row[column] = _results.shown(_results.over_seeds(x.tolist()))
+        columns = ("held out", "held out, relearned", "attacker's, relearned")
+        row |= dict.fromkeys(columns)
+        if name in curves:
+            _, held, known = curves[name]
+            ends = (held[:, 0], held[:, -1], known[:, -1])
+            for column, x in zip(columns, ends, strict=True):
+                row[column] = _results.shown(_results.over_seeds(x.tolist()))
         for form, parts in rounded[name].items():
             for part, x in parts.items():
                 row[f"{part}, {form}"] = _results.shown(_results.over_seeds(x))
@@ -152,17 +152,18 @@ def _effects(
     held = {name: x for name, (_, x, _) in curves.items()}
     rises = {name: x[:, -1] - x[:, 0] for name, x in held.items()}
     found = {}
-    for name in held:
-        if name not in ("finetune", "retrain"):
-            more = rises[name] - rises["retrain"]
+    for name, rise in rises.items():
+        if name != "retrain":
+            more = rise - rises["retrain"]
             found[f"{name}_relearned"] = _results.over_seeds(more.tolist())
-        before = np.asarray(rounded[name]["as trained"]["forget"])
-        for form, parts in rounded[name].items():
+    for name, forms in rounded.items():
+        before = np.asarray(forms["as trained"]["forget"])
+        for form, parts in forms.items():
             if form != "as trained":
                 rise = np.asarray(parts["forget"]) - before
                 found[f"{name}_{form}_rise"] = _results.over_seeds(rise.tolist())
     if {"simnpo", "npo_rt"} <= held.keys():
-        less = held["simnpo"][:, -1] - held["npo_rt"][:, -1]
+        less = rises["simnpo"] - rises["npo_rt"]
         found["simnpo_minus_npo_rt_relearned"] = _results.over_seeds(less.tolist())
     return found
 
@@ -176,14 +177,11 @@ def _plots(
     made = {
         "relearning": plots.lines(
             folder / "plots" / "relearning.png",
-            {
-                label: _line(curves[name][0], curves[name][1])
-                for name, label in labels.items()
-                if name != "finetune"
-            },
+            {labels[name]: _line(steps, held) for name, (steps, held, _) in curves.items()},
             x="relearning step",
             y="mean probability of the held-out answers",
             title="Forgotten answers that the attacker does not have",
+            reference=("fine-tuned", float(np.mean(rounded["finetune"]["as trained"]["forget"]))),
         )
     }
     for part, meaning in (("forget", "Answers to forget"), ("retain", "Answers to keep")):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.unlearning import _results
-from experiments.unlearning._methods import METHODS
+from experiments.unlearning._methods import METHODS, Name
 from kd_jax.evaluation import tofu
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, above, below
@@ -23,6 +23,7 @@ class Variant(NamedTuple):
     wrong: bool = True
 
 
+BASELINES: tuple[Name, ...] = ("graddiff", "npo_rt")
 VARIANTS = {
     "uld": Variant("ULD"),
     "uld_paraphrases": Variant("ULD, paraphrases only", wrong=False),
@@ -88,14 +89,11 @@ CLAIMS = (
 
 
 def results(
-    artefacts: Artefacts,
-    baselines: Sequence[str],
-    trained: Mapping[str, int],
-    seeds: Iterable[int],
-    folder: Path,
+    artefacts: Artefacts, trained: Mapping[str, int], seeds: Iterable[int], folder: Path
 ) -> Results:
+    """trained: how many parameters "model" and "assistant" have to train."""
     seeds = tuple(seeds)
-    methods = {name: METHODS[name].label for name in baselines}
+    methods = {name: METHODS[name].label for name in BASELINES}
     assistants = {name: variant.label for name, variant in VARIANTS.items()}
     models = {"finetune": "fine-tuned", "retrain": "retrained", **methods, **assistants}
     found = {name: _results.scores(artefacts, name, seeds) for name in models}
@@ -170,4 +168,4 @@ def _ablation(
 
 
 def _shown(values: Sequence[float] | None) -> Any:
-    return "" if values is None else _results.shown(_results.over_seeds(values))
+    return None if values is None else _results.shown(_results.over_seeds(values))

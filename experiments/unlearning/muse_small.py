@@ -103,10 +103,14 @@ class Config(Settings):
         """Numbers of the requests; "all" stands for all of them at once."""
         return range(1, self.data.requests + 1)
 
+    @property
+    def model(self) -> decoder.DecoderConfig:
+        return dataclasses.replace(self.decoder, vocab=self.data.vocabulary)
+
 
 def _model(width: int, depth: int) -> decoder.DecoderConfig:
     return decoder.DecoderConfig(
-        vocab=len(_passages.ALPHABET),
+        vocab=1,  # the data's
         width=width,
         depth=depth,
         heads=4,
@@ -196,7 +200,7 @@ def _learnt_from(config: Config, seed: int) -> dict[str, Any]:
 
 
 def _learning(config: Config, seed: int, retained_only: bool, _: Any) -> Training:
-    model = decoder.decoder(config.decoder)
+    model = decoder.decoder(config.model)
     start = weights.from_init(model.init, jax.random.key(seed))
     count = config.data.retain + (0 if retained_only else config.data.total)
 
@@ -280,10 +284,10 @@ def _training(
     reference: weights.Weights | None = None,
 ) -> Training:
     """requests: after so many, the model is measured; evaluations: how often along the training."""
-    steps, model = learning.steps(count), decoder.decoder(config.decoder)
+    steps, model = learning.steps(count), decoder.decoder(config.model)
     policy = frozen_weights("reference")
-    setting = Setting(model, own_weights, policy, config.beta, config.decoder.depth, steps)
-    rules = decoder.rules(config.decoder)
+    setting = Setting(model, own_weights, policy, config.beta, config.model.depth, steps)
+    rules = decoder.rules(config.model)
     return Training(
         step=make_train_step(make(setting), learning.optimizer(count)),
         weights=start,
@@ -300,7 +304,7 @@ def _training(
 
 
 def _negating(config: Config, start: str, better: str, last: int, found: Any) -> Compute:
-    rules = decoder.rules(config.decoder)
+    rules = decoder.rules(config.model)
 
     def run_it() -> tuple[Any, Mapping[str, Any]]:
         mesh = make_mesh(config.mesh)

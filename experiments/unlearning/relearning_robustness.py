@@ -25,9 +25,9 @@ import jax
 import numpy as np
 
 from experiments.unlearning import _language, _measuring, _questions, _relearning_report, _runs
-from experiments.unlearning._config import Common
+from experiments.unlearning._compared import Compared
 from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import METHODS, Name
+from experiments.unlearning._methods import METHODS
 from kd_jax.data import sources
 from kd_jax.evaluation.quantisation import round_to_nearest
 from kd_jax.launch import run
@@ -42,9 +42,7 @@ CLAIMS = _relearning_report.CLAIMS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Common):
-    methods: tuple[Name, ...] = ("ga", "graddiff", "npo_rt", "simnpo")
-    """What is attacked; the claims are about graddiff, npo_rt and simnpo."""
+class Config(Compared):
     relearn: Learning
     """The first attack; an epoch is a pass over the answers that the attacker has."""
     known: float = 0.5
@@ -54,13 +52,11 @@ class Config(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("methods", "bits"):
-            given = getattr(self, name)
-            if not given or len(set(given)) < len(given):
-                said = " ".join(map(str, given)) or "none"
-                raise ValueError(f"{name}: got {said}, takes each once, at least one")
+        said = " ".join(map(str, self.bits)) or "none"
+        if not self.bits or len(set(self.bits)) < len(self.bits):
+            raise ValueError(f"bits: got {said}, takes each once, at least one")
         if any(not 2 <= bits <= 16 for bits in self.bits):
-            raise ValueError(f"bits: got {' '.join(map(str, self.bits))}, takes 2 to 16")
+            raise ValueError(f"bits: got {said}, takes 2 to 16")
         count = _questions.sizes(self.data)[0]
         if not 0 < round(self.known * count) < count:
             raise ValueError(
@@ -107,20 +103,25 @@ PRESETS = {
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    methods = {name: METHODS[name] for name in config.methods}
-    found = list(_runs.standard(config, methods))
+    found: list[Stage] = []
     for seed in config.repetitions:
         language = _runs.language(config, seed)
-        for name in _attacked(config):
-            found += [
-                _relearning(config, language, seed, name),
-                *(_rounding(config, language, seed, name, bits) for bits in config.bits),
-            ]
+        trained = [
+            _runs.finetune(config, language, seed),
+            _runs.reference(config, language, seed),
+            *(
+                _runs.forget(config.of(name), language, seed, name, METHODS[name])
+                for name in config.methods
+            ),
+            _runs.retrain(config, language, seed),
+        ]
+        unlearned = (*config.methods, "retrain")
+        found += trained
+        found += [_relearning(config, language, seed, name) for name in unlearned]
+        for name in ("finetune", *unlearned):
+            found.append(_runs.score(config, language, seed, name))
+            found += [_rounding(config, language, seed, name, bits) for bits in config.bits]
     return tuple(found)
-
-
-def _attacked(config: Config) -> tuple[str, ...]:
-    return ("finetune", *config.methods, "retrain")
 
 
 def _relearning(config: Config, language: _language.Language, seed: int, name: str) -> Stage:

@@ -10,7 +10,7 @@ on the half of the weights with the largest gradients.
 Claim: where equally much is forgotten, WAGLE's weights keep more than others of the same number.
 
     python -m experiments.unlearning.saliency_masks smoke    # generated authors: 20 s
-    python -m experiments.unlearning.saliency_masks laptop   # real TOFU, a small LM, 3 seeds
+    python -m experiments.unlearning.saliency_masks laptop   # real TOFU, a small LM, 5 seeds
 
 `laptop` needs the TOFU files (environment KD_JAX_DATA, or --data.folder). Masks are over all
 weights of the model, norms and embeddings included, so adapters are refused.
@@ -19,7 +19,7 @@ weights of the model, norms and embeddings included, so adapters are refused.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +51,7 @@ CLAIMS = _masks_report.CLAIMS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Common):
-    scores: tuple[Literal["random", "magnitude", "saliency", "wagle"], ...] = _masks.NAMES
+    scores: tuple[_masks.Name, ...] = ("random", "magnitude", "saliency", "wagle")
     """What chooses the weights that may move."""
     ratios: tuple[float, ...] = (0.05, 0.2, 0.8)
     """Shares of all weights that may move, in whole percents."""
@@ -93,13 +93,13 @@ PRESETS = {
     ),
     "laptop": Config(
         decoder=dataclasses.replace(_language.TINY, width=96, depth=2, mlp=192),
-        data=_questions.Data(tofu=True, forget_authors=1, retain_authors=4, length=72),
-        finetune=Learning(rate=5e-3, epochs=30, batch_size=10),
-        unlearn=Learning(rate=1e-3, epochs=12, batch_size=10),
-        evaluations=12,
+        data=_questions.Data(tofu=True, forget_authors=1, retain_authors=4, length=64),
+        finetune=Learning(rate=5e-3, epochs=25, batch_size=10),
+        unlearn=Learning(rate=2e-3, epochs=20, batch_size=10),
+        evaluations=20,
         wrong_answers=2,
         score_batch=20,
-        seeds=3,
+        seeds=5,
     ),
 }
 

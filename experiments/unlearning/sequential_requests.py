@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.unlearning import _language, _measuring, _questions, _requests_report, _runs
-from experiments.unlearning._config import Common
+from experiments.unlearning._compared import Compared
 from experiments.unlearning._learning import Learning
 from experiments.unlearning._methods import METHODS, Name
 from kd_jax.data import sources
@@ -36,17 +36,12 @@ CLAIMS = _requests_report.CLAIMS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Common):
-    methods: tuple[Name, ...] = ("graddiff", "npo_rt", "simnpo")
-    """What is compared; the claims are about graddiff and npo_rt."""
+class Config(Compared):
     requests: int = 4
     """The questions to forget come in so many equal parts."""
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            said = " ".join(self.methods) or "none"
-            raise ValueError(f"methods: got {said}, takes each once, at least one")
         if self.requests < 2:
             raise ValueError(f"requests: got {self.requests}, takes at least 2")
         count = _questions.sizes(self.data)[0]
@@ -79,6 +74,7 @@ PRESETS = {
         data=_questions.Data(tofu=True, forget_authors=4, retain_authors=8, length=88),
         finetune=Learning(rate=3e-3, epochs=20, batch_size=16),
         unlearn=Learning(rate=5e-4, epochs=10, batch_size=10, warmup=0.2),
+        methods=("graddiff", "npo_rt", "simnpo"),
         evaluations=4,
         wrong_answers=0,
         score_batch=40,
@@ -97,7 +93,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
         ]
         for method in config.methods:
             names = [f"{method}_{i + 1}_{seed}" for i in range(config.requests)]
-            asked = functools.partial(_request, config, language, seed, method)
+            asked = functools.partial(_request, config.of(method), language, seed, method)
             found += requests.stream(f"finetune_{seed}", names, asked)
         found += [
             _runs.retrain(config, language, seed),

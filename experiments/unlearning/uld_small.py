@@ -24,38 +24,27 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+import jax
 
-from experiments.unlearning import _language, _questions, _runs, _scores, _uld_report
+from experiments.unlearning import _language, _questions, _runs, _uld_report
 from experiments.unlearning._config import Common
 from experiments.unlearning._learning import Learning
+from experiments.unlearning._logit_difference import WHOLE, Difference, augmented
 from experiments.unlearning._methods import METHODS, Setting
-from experiments.unlearning._uld_report import VARIANTS, Variant
+from experiments.unlearning._uld_report import BASELINES, VARIANTS, Variant
 from kd_jax import trees
-from kd_jax.data import arrays, pairs, shapes, sources
-from kd_jax.evaluation import tofu
+from kd_jax.data import shapes, sources
 from kd_jax.launch import run
 from kd_jax.launch.config import check_positive
 from kd_jax.launch.mesh import make_mesh
-from kd_jax.launch.stages import (
-    Compute,
-    Evaluation,
-    Program,
-    Stage,
-    Training,
-    materialise,
-    mesh_of,
-    shapes_on,
-)
+from kd_jax.launch.stages import Compute, Stage, Training, materialise
 from kd_jax.models import decoder
 from kd_jax.models.truncated import truncated, truncated_config
-from kd_jax.objectives.combinators import frozen_weights, own_weights
-from kd_jax.objectives.unlearn.assistant import assistant_training, logit_difference_scores
-from kd_jax.types import Model, Objective, Policy
+from kd_jax.objectives.unlearn.assistant import assistant_training
+from kd_jax.types import Objective
 
 CLAIMS = _uld_report.CLAIMS
 Found = Mapping[str, Any]
-BASELINES = ("graddiff", "npo_rt")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,57 +127,61 @@ def stages(config: Config) -> tuple[Stage, ...]:
                 _runs.forget(config, language, seed, name, METHODS[name]),
                 _runs.score(config, language, seed, name),
             ]
-        small = _first_layers(config, language)
-        found += [_start(config, language, small, seed)]
+        both = _opened(config, language)
+        found += [_start(config, both, seed)]
         for name, variant in VARIANTS.items():
-            found += _remember(config, language, small, seed, name, variant)
+            found += _remember(config, both, seed, name, variant)
     return tuple(found)
 
 
-def _first_layers(config: Config, language: _language.Language) -> _language.Language:
-    """The assistant's architecture; its weights are those of `_start`."""
+def _opened(config: Config, language: _language.Language) -> Difference:
+    """The model, and the architecture of its assistant; the weights of that are `_start`'s."""
     depth = max(1, round(config.share * language.config.depth))
     small = truncated_config(language.config, depth)
-    return language._replace(config=small, model=decoder.decoder(small))
+    assistant = language._replace(config=small, model=decoder.decoder(small))
+    return Difference(config, language, assistant, config.weight, config.top)
 
 
-def _start(
-    config: Config, language: _language.Language, small: _language.Language, seed: int
-) -> Stage:
+def _start(config: Config, both: Difference, seed: int) -> Stage:
     """The first layers of the fine-tuned model."""
-    depth, rules = small.config.depth, decoder.rules(language.config)
+    whole, depth = both.whole.config, both.assistant.config.depth
 
     def build(found: Found) -> Compute:
         weights = found[f"finetune_{seed}"].weights()
 
         def cut() -> tuple[Any, Mapping[str, Any]]:
-            whole = materialise(weights, make_mesh(config.mesh), rules)
-            return truncated(language.config, whole, depth), {}
+            params = materialise(weights, make_mesh(config.mesh), decoder.rules(whole))
+            return truncated(whole, params, depth), {}
 
-        return Compute(cut, truncated_shapes(language.config, weights.abstract, depth))
+        return Compute(cut, _shapes(both, weights.abstract))
 
     return Stage(f"first_layers_{seed}", build, (f"finetune_{seed}",), {"depth": depth})
 
 
+def _shapes(both: Difference, abstract: Any) -> Any:
+    """Those of the assistant's weights, from those of the model's."""
+    depth = both.assistant.config.depth
+    return jax.eval_shape(lambda params: truncated(both.whole.config, params, depth), abstract)
+
+
 def _remember(
-    config: Config,
-    language: _language.Language,
-    small: _language.Language,
-    seed: int,
-    name: str,
-    variant: Variant,
+    config: Config, both: Difference, seed: int, name: str, variant: Variant
 ) -> tuple[Stage, Stage]:
     """The assistant's training, and the scores of the model without what it remembers."""
     learning, count = config.assistant, _questions.sizes(config.data)[0]
-    before, whole_rules = f"finetune_{seed}", decoder.rules(language.config)
-    depends = _runs.unlearnt_from(config, seed) | {"assistant": learning, "variant": variant}
-    depends |= {"uniform": config.uniform, "wrong": config.wrong_answers}
-    combined = {"weight": config.weight, "top": config.top}
+    before, small = f"finetune_{seed}", both.assistant
 
     def training(found: Found) -> Training:
         @functools.cache
         def source() -> sources.Source:
-            return _augmented(config, language, seed, variant)
+            return augmented(
+                config,
+                both.whole.tokenizer(),
+                paraphrases=variant.paraphrases,
+                wrong=variant.wrong,
+                seed=seed,
+                batch_size=learning.batch_size,
+            )
 
         made = _runs.training(
             config,
@@ -199,197 +192,49 @@ def _remember(
             learning=learning,
             count=count,
             source=source,
-            frozen={"whole": found[before].weights()},
-            frozen_rules={"whole": whole_rules},
+            frozen={WHOLE: found[before].weights()},
+            frozen_rules={WHOLE: decoder.rules(both.whole.config)},
         )
         policy = _language.tuning(config.adapter, small.config, small.weights, seed).policy
-        along = _along(config, language, small, policy, learning.steps(count))
-        batch = shapes.text(learning.batch_size, config.data.length)
-        return made._replace(evaluations=(along,), batch={"forget": batch, "retain": batch})
+        rows = shapes.text(learning.batch_size, config.data.length)
+        return made._replace(
+            evaluations=(both.along_training(policy, learning.steps(count)),),
+            batch={"forget": rows, "retain": rows},
+        )
 
     def score(found: Found) -> Compute:
-        trees_of = {"whole": (found[before], language), "small": (found[f"{name}_{seed}"], small)}
+        return both.finished(found[before], found[f"{name}_{seed}"])
 
-        def placed(make: Any, mesh: Any) -> tuple[Any, Any]:
-            whole, part = (
-                make(artefact.weights(), mesh, decoder.rules(opened.config))
-                for artefact, opened in trees_of.values()
-            )
-            return {"model": part, "aux": {}}, {"whole": whole}
-
-        def measure() -> tuple[None, Mapping[str, Any]]:
-            mesh = make_mesh(config.mesh)
-            params, frozen = placed(materialise, mesh)
-            return None, _figures(config, language, small, params, frozen, mesh)
-
-        def plan(mesh: Any) -> Mapping[str, Program]:
-            params, frozen = placed(shapes_on, mesh)
-            return _programs(config, language, small, own_weights, params, frozen)
-
-        return Compute(measure, plan=plan)
-
-    needs = (before, f"first_layers_{seed}")
-    measured = {"keep": config.evaluate_retain, "wrong": config.wrong}
+    combined = {"weight": config.weight, "top": config.top}
+    depends = _runs.unlearnt_from(config, seed) | {"assistant": learning, "variant": variant}
+    depends |= {"uniform": config.uniform, "wrong": config.wrong_answers} | combined
+    measured = {"keep": config.evaluate_retain, "wrong": config.wrong} | combined
     return (
-        Stage(f"{name}_{seed}", training, needs, depends | combined),
-        Stage(f"{name}_{seed}_score", score, (before, f"{name}_{seed}"), measured | combined),
+        Stage(f"{name}_{seed}", training, (before, f"first_layers_{seed}"), depends),
+        Stage(f"{name}_{seed}_score", score, (before, f"{name}_{seed}"), measured),
     )
-
-
-def truncated_shapes(config: Any, abstract: Any, depth: int) -> Any:
-    """What `truncated` makes of such a tree."""
-    import jax
-
-    return jax.eval_shape(lambda params: truncated(config, params, depth), abstract)
 
 
 def _objective(uniform: float, s: Setting) -> Objective:
     return assistant_training(s.model, weight=uniform, policy=s.policy)
 
 
-def _augmented(
-    config: Config, language: _language.Language, seed: int, variant: Variant
-) -> sources.Source:
-    """Batches of what the assistant remembers ("forget") and of what it is uniform on ("retain").
-
-    An epoch has as many rows with paraphrases as without: other rows, not more steps.
-    """
-    questions, tokenizer = _questions.load(config.data), language.tokenizer()
-    length = config.data.length
-    forget = [_questions.answer_rows(tokenizer, questions.forget, length)]
-    retain = [_questions.answer_rows(tokenizer, questions.retain, length)]
-    if variant.paraphrases:
-        asked = [{**r, "question": r["paraphrased_question"]} for r in questions.forget]
-        forget.append(_questions.answer_rows(tokenizer, asked, length))
-    if variant.wrong:
-        # Those before are the truth ratio's.
-        for i in range(config.wrong_answers, config.data.perturbed):
-            answers = [record["perturbed_answer"][i] for record in questions.forget]
-            retain.append(_questions.rows(tokenizer, questions.forget, answers, length))
-    return pairs.forget_retain(
-        {"forget": _numbered(forget)},
-        {"retain": _numbered(retain)},
-        seed=seed,
-        batch_size=config.assistant.batch_size,
-    )
-
-
-def _numbered(parts: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    rows = arrays.concatenate(parts)
-    return rows | {"index": np.arange(arrays.size(rows), dtype=np.int32)}
-
-
-@functools.cache  # one function, so that all stages share one compilation
-def _scoring(whole: Model, weight: float, top: float) -> Any:
-    return functools.partial(
-        logit_difference_scores,
-        whole,
-        weight=weight,
-        top=top,
-        base_policy=frozen_weights("whole"),
-    )
-
-
-def _scorer(
-    config: Config,
-    language: _language.Language,
-    small: _language.Language,
-    policy: Policy,
-    mesh: Any,
-) -> _scores.Scorer:
-    return _scores.make_scorer(
-        small.model,
-        policy,
-        mesh=mesh,
-        batch_size=config.score_batch,
-        scoring=_scoring(language.model, config.weight, config.top),
-    )
-
-
-def _programs(
-    config: Config,
-    language: _language.Language,
-    small: _language.Language,
-    policy: Policy,
-    params: Any,
-    frozen: Any,
-) -> Mapping[str, Program]:
-    return _scores.scorer_programs(
-        small.model,
-        policy,
-        params,
-        frozen,
-        batch_size=config.score_batch,
-        length=config.data.length,
-        scoring=_scoring(language.model, config.weight, config.top),
-    )
-
-
-def _along(
-    config: Config,
-    language: _language.Language,
-    small: _language.Language,
-    policy: Policy,
-    steps: int,
-) -> Evaluation:
-    """Probabilities under the difference, along the assistant's training."""
-
-    @functools.cache
-    def sets() -> dict[str, Any]:
-        questions = _questions.load(config.data)
-        limits = {"length": config.data.length, "keep": config.evaluate_retain}
-        return _scores.answer_sets(language.tokenizer(), questions, **limits)
-
-    def measure(params, carry, frozen) -> dict[str, Any]:
-        score = _scorer(config, language, small, policy, mesh_of(params))
-        return _scores.probabilities(score(params, frozen, sets()))
-
-    def plan(params, carry, frozen) -> Mapping[str, Program]:
-        return _programs(config, language, small, policy, params, frozen)
-
-    return Evaluation("answers", max(1, steps // config.evaluations), measure, plan)
-
-
-def _figures(
-    config: Config,
-    language: _language.Language,
-    small: _language.Language,
-    params: Any,
-    frozen: Any,
-    mesh: Any,
-) -> dict[str, Any]:
-    """Those of `_measuring.figures` that need no text, under the difference."""
-    questions, tokenizer = _questions.load(config.data), language.tokenizer()
-    length, wrong = config.data.length, config.wrong
-    sets = _scores.answer_sets(tokenizer, questions, length=length, keep=config.evaluate_retain)
-    asked = {"forget": questions.forget, "retain": questions.retain[: config.evaluate_retain]}
-    for name, records in asked.items():
-        sets |= _scores.truth_sets(tokenizer, name, records, length=length, wrong=wrong)
-    scores = _scorer(config, language, small, own_weights, mesh)(params, frozen, sets)
-    found = _scores.probabilities(scores)
-    for name in asked:
-        found |= _scores.truth_ratios(scores, name, wrong)
-    kept = [found["retain_probability"], found["retain_truth"]]
-    return found | {"retain_utility": tofu.harmonic_mean(kept)}
-
-
 def trained(config: Config) -> dict[str, int]:
     """How many parameters are trained: by the methods that train the model, and by ULD."""
-    language = _runs.language(config, config.seed)
-    small, start = _first_layers(config, language), language.weights
-    shapes_of = truncated_shapes(language.config, start.abstract, small.config.depth)
-    counts = {}
-    for name, opened, weights in (
-        ("model", language, start),
-        ("assistant", small, start._replace(abstract=shapes_of)),
-    ):
-        tune = _language.tuning(config.adapter, opened.config, weights, config.seed)
-        counts[name] = trees.size(tune.weights.abstract)
-    return counts
+    both = _opened(config, _runs.language(config, config.seed))
+    start = both.whole.weights
+    first = start._replace(abstract=_shapes(both, start.abstract))
+    parts = {"model": (both.whole, start), "assistant": (both.assistant, first)}
+    return {
+        name: trees.size(
+            _language.tuning(config.adapter, opened.config, weights, config.seed).weights.abstract
+        )
+        for name, (opened, weights) in parts.items()
+    }
 
 
 def report(config: Config, artefacts: Found, folder: Any):
-    return _uld_report.results(artefacts, BASELINES, trained(config), config.repetitions, folder)
+    return _uld_report.results(artefacts, trained(config), config.repetitions, folder)
 
 
 if __name__ == "__main__":

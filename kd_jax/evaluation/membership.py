@@ -22,7 +22,7 @@ def min_k(log_probs: ArrayLike, weights: ArrayLike, *, k: float = 0.4) -> jax.Ar
     log_probs, weights [B, T]: of the targets; the weights are only a mask, and L counts a row's
     tokens. k in (0, 1]: 0.4 in the TOFU and MUSE set-ups of open-unlearning, 0.2 in the paper.
     k = 1 is the mean loss. int() truncates as Python does, in double precision.
-    Shi et al. 2023 (arXiv 2310.16789), equation 2.
+    Shi et al. 2023 (arXiv 2310.16789); the form is open-unlearning's, the text UNVERIFIED.
     """
     log_probs, weights = jnp.asarray(log_probs, jnp.float32), jnp.asarray(weights)
     if log_probs.ndim != 2 or log_probs.shape != weights.shape:
@@ -53,7 +53,8 @@ def min_k_pp(
 
     mean, variance [B, T]: mu_t = sum_v p_v log p_v and the variance of log p_v under p, of each
     position's prediction (`losses.streaming.token_statistics`). The floor of the variance is
-    open-unlearning's; others have none. Zhang et al. 2024 (arXiv 2404.02936), equation 3.
+    open-unlearning's; others have none. Zhang et al. 2024 (arXiv
+    2404.02936), text UNVERIFIED.
     """
     log_probs, mean, variance = (jnp.asarray(x, jnp.float32) for x in (log_probs, mean, variance))
     z = (log_probs - mean) / jnp.sqrt(jnp.maximum(variance, 1e-6))

@@ -4,8 +4,8 @@ Functions of what the model would have said, teacher-forced: correct [B, T] is 1
 token is the target (`losses.streaming.token_statistics`). Both figures leave out the answer's last
 token, the end of sequence, as open-unlearning does: give them `without_last(weights)`.
 
-Exact memorisation: arXiv 2205.10770, section 2; extraction strength: Carlini et al. 2021 (arXiv
-2012.07805) as open-unlearning measures it (`memorization.py`).
+Exact memorisation: arXiv 2205.10770 (UNVERIFIED); extraction strength: Carlini et al. 2021 (arXiv
+2012.07805) as open-unlearning measures both (`memorization.py`).
 """
 
 import jax

@@ -28,7 +28,7 @@ def round_to_nearest(weights: PyTree, *, bits: int) -> PyTree:
     to the rounding of dtype. Jittable; sharded weights stay so.
     ValueError where no path ends with "kernel" or "embedding".
 
-    The paper's attack rounds so (with 8 and 4 bits; it tries GPTQ and AWQ too). Embeddings, which
+    The paper's attack rounds so, to 8 and 4 bits (its details UNVERIFIED). Embeddings, which
     its libraries keep, are rounded here as well: all matrices are attacked alike.
     """
     if not 2 <= bits <= 16:

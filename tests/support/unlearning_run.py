@@ -1,11 +1,13 @@
 """Unlearning of a tiny decoder by the methods of the experiments, on any mesh, cut in any way.
 
 Fixed rows of uneven answers; a `Cut` says how they are laid out, which may not change a result.
-It is an experiment of two methods, too, for runs of several processes.
+It is an experiment, too, for runs of several processes.
 """
 
 import dataclasses
 import functools
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,16 +17,16 @@ from experiments.unlearning import _language
 from experiments.unlearning._methods import METHODS, REFERENCE, Name, Setting
 from kd_jax import optim
 from kd_jax.data import arrays
-from kd_jax.launch import runtime, weights
+from kd_jax.launch import run, weights
 from kd_jax.launch.claims import Results
 from kd_jax.launch.config import Settings, not_identity
 from kd_jax.launch.loop import fit
 from kd_jax.launch.mesh import MeshConfig
+from kd_jax.launch.meter import MEASURED
 from kd_jax.launch.sharding import shardings_of
 from kd_jax.launch.stages import Stage, Training, inner, placed
 from kd_jax.models import decoder
-from kd_jax.objectives.combinators import frozen_weights
-from kd_jax.objectives.references import model_sequence_log_probs
+from kd_jax.objectives.combinators import add, frozen_weights
 from kd_jax.steps import make_train_step
 
 VOCAB, ROWS, LENGTH, STEPS, BETA = 32, 8, 8, 3, 0.1
@@ -48,23 +50,27 @@ class Cut(NamedTuple):
 def start() -> Any:
     """Weights away from initialisation, where all tokens are nearly equally likely."""
     made = jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
-    return made | {name: {"embedding": 20 * made[name]["embedding"]} for name in _TABLES}
-
-
-_TABLES = ("embed", "unembed")
+    return made | {
+        name: {"embedding": 40 * made[name]["embedding"]} for name in made if "emb" in name
+    }
 
 
 @functools.cache
 def rows_of(part: str) -> dict[str, np.ndarray]:
-    """Rows for two batches: two tokens of a prompt, 1 to 6 of an answer."""
+    """Rows for two batches: two tokens of a prompt, 1 to 6 of an answer, which the model knows."""
     rng = np.random.default_rng(PARTS.index(part))
-    drawn = rng.integers(VOCAB, size=(2 * ROWS, LENGTH + 1), dtype=np.int32)
+    inputs = rng.integers(VOCAB, size=(2 * ROWS, LENGTH), dtype=np.int32)
     place = np.arange(LENGTH)[None]
     answer = (place > 0) & (place <= rng.integers(1, 7, size=2 * ROWS)[:, None])
-    whole = {"inputs": drawn[:, :-1], "targets": drawn[:, 1:], "weights": answer.astype(np.float32)}
-    log_probs = jax.jit(lambda batch: model_sequence_log_probs(MODEL, start(), batch))(whole)
-    index = np.arange(2 * ROWS, dtype=np.int32)
-    return whole | {"index": index, REFERENCE: np.asarray(log_probs)}
+    logits = jax.jit(lambda x: MODEL.apply(start(), {"inputs": x}).head.logits())(inputs)
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    return {
+        "inputs": inputs,
+        "targets": log_probs.argmax(-1).astype(np.int32),
+        "weights": answer.astype(np.float32),
+        "index": np.arange(2 * ROWS, dtype=np.int32),
+        REFERENCE: (log_probs.max(-1) * answer).sum(-1),
+    }
 
 
 def batch_of(step: int, cut: Cut) -> dict[str, dict[str, np.ndarray]]:
@@ -77,24 +83,21 @@ def batch_of(step: int, cut: Cut) -> dict[str, dict[str, np.ndarray]]:
 
     chosen = (np.arange(ROWS) + step * ROWS) % (2 * ROWS)
     return {
-        part: {name: padded(x[chosen], name) for name, x in rows_of(part).items()}
-        for part in PARTS
+        part: {name: padded(x[chosen], name) for name, x in rows_of(part).items()} for part in PARTS
     }
 
 
-def training(method: Name, rank: int, cut: Cut) -> Training:
-    """Unlearning by a method; rank 0 trains all parameters, another an adapter."""
+def training(methods: Sequence[Name], rank: int, cut: Cut) -> Training:
+    """Unlearning by the sum of methods; rank 0 trains all parameters, another an adapter."""
     adapter = _language.Adapter(rank=rank, alpha=8.0)
     tune = _language.tuning(adapter, DECODER, weights.from_arrays(start()), 1)
     frozen = "base" if rank else "reference"
     setting = Setting(MODEL, tune.policy, frozen_weights(frozen), BETA, DECODER.depth, STEPS)
-    batch_size = ROWS + cut.padding_rows
+    objective = add({name: METHODS[name].objective(setting) for name in methods})
     return Training(
         # Adam would turn the sign of a step where the gradient is nearly 0.
         step=make_train_step(
-            METHODS[method].objective(setting),
-            optim.sgd(0.05, momentum=0.9),
-            microbatches=cut.microbatches,
+            objective, optim.sgd(0.05, momentum=0.9), microbatches=cut.microbatches
         ),
         weights=tune.weights,
         frozen=weights.joined(**{frozen: weights.from_arrays(start())}),
@@ -103,19 +106,31 @@ def training(method: Name, rank: int, cut: Cut) -> Training:
             part: arrays.take(x, rows) for part, x in batch_of(step, cut).items()
         },
         batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch_of(0, cut)),
-        batch_size=batch_size,
+        batch_size=ROWS + cut.padding_rows,
         steps=STEPS,
         rules=tune.rules,
     )
 
 
+class Kept(NamedTuple):
+    """A writer that keeps the numbers of each step, but those of the clock."""
+
+    lines: list[dict[str, float]]
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.lines.append({name: x for name, x in values.items() if name not in MEASURED})
+
+    def close(self) -> None:
+        pass
+
+
 class Trained(NamedTuple):
-    """On the host: the model's part, the method's carry, metrics of each step; what was frozen."""
+    """On the host: the model's part, the method's carry, what was frozen; numbers of each step."""
 
     model: Any
     carry: Any
-    metrics: list[dict[str, float]]
     frozen: Any
+    metrics: list[dict[str, float]]
 
 
 def train(work: Training, mesh: Any) -> Trained:
@@ -125,16 +140,7 @@ def train(work: Training, mesh: Any) -> Trained:
     frozen = work.frozen.make(plan.frozen)
     key = jax.random.key(work.seed)
     state = weights.init_state(plan.step, work.weights, frozen, work.batch, key, plan.state)
-    metrics: list[dict[str, float]] = []
-
-    class Kept:
-        def scalars(self, step: int, values: dict[str, float]) -> None:
-            metrics.append({name: values[name] for name in values if name in plain})
-
-        def close(self) -> None:
-            pass
-
-    plain = set(jax.eval_shape(work.step.apply, inner(plan.state), plan.frozen, plan.batch)[1])
+    kept = Kept([])
     state = fit(
         plan.step,
         state,
@@ -144,15 +150,13 @@ def train(work: Training, mesh: Any) -> Trained:
         mesh=mesh,
         shardings=shardings_of(plan.state),
         batch_size=work.batch_size,
-        writer=Kept(),
+        writer=kept,
         log_every=1,
     )
-    return Trained(*jax.device_get((state.params["model"], inner(state).carry, metrics, frozen)))
+    return Trained(*jax.device_get((state.params["model"], inner(state).carry, frozen)), kept.lines)
 
 
 # As an experiment.
-
-RUN = (("npo_rt", 2), ("rmu", 0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,14 +166,16 @@ class Config(Settings):
 
 PRESETS = {"smoke": Config()}
 CLAIMS = ()
+RUN: tuple[tuple[Name, ...], int] = (("npo_rt", "rmu"), 2)
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    return tuple(
-        Stage(f"{method}_{rank}", lambda _, m=method, r=rank: training(m, r, Cut(microbatches=2)))
-        for method, rank in RUN
-    )
+    return (Stage("unlearned", lambda _: training(*RUN, Cut(microbatches=2))),)
 
 
 def report(config: Config, artefacts: Any, folder: Any) -> Results:
-    return Results({"processes": jax.process_count(), "main": runtime.is_main()})
+    return Results()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run.main("support.unlearning_run", ["smoke", "--workdir", sys.argv[1]]))
