@@ -17,8 +17,8 @@ from kd_jax.launch.config import check_positive, not_identity
 FORGOTTEN = ("SAMPSON:\nGregory, o' my word", "WARWICK:\nI wonder how the king")  # Romeo and Juliet
 KEPT = ("First Citizen:\nBefore we proceed", "GLOUCESTER:\nNow is the winter")  # Coriolanus
 
-CUE = 8  # tokens of a cue, which is asked without what stands before it
-ANSWER = 8  # tokens of what follows it
+CUE = 24  # tokens of a cue, which is asked without what stands before it
+ANSWER = 12  # tokens of what follows it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Data:
 
     def __post_init__(self):
         check_positive(self, "requests", "forget", "retain", "vocabulary")
-        least = 2 * (CUE + ANSWER)
+        least = 4 * (CUE + ANSWER) // 3  # a quarter of the passage stands before them
         if self.length < least:
             raise ValueError(f"data.length: got {self.length}, takes at least {least}")
 
@@ -124,6 +124,12 @@ def rows(passages: Sequence[Sequence[int]]) -> dict[str, Any]:
         "weights": np.ones(tokens[:, 1:].shape, np.float32),
         "index": np.arange(len(tokens), dtype=np.int32),
     }
+
+
+def text(tokenizer: WordTokenizer, tokens: Sequence[int]) -> str:
+    """The text of tokens; those that the model has and the vocabulary has not are <unk>."""
+    known = tokenizer.vocab_size
+    return tokenizer.decode([i if i < known else tokenizer.unk_id for i in tokens])
 
 
 def halves(passage: list[int]) -> tuple[list[int], list[int]]:

@@ -84,9 +84,9 @@ PRESETS = {
         data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=8, batch_size=16),
         unlearn=Learning(rate=1e-3, epochs=4, batch_size=16),
-        scores=("random", "wagle"),
+        scores=("wagle",),
         ratios=(0.8,),
-        labels=False,  # half a minute of compiling
+        labels=False,  # the smoke run spends its time compiling
         evaluations=2,
         evaluate_retain=20,
         wrong_answers=1,
@@ -95,8 +95,8 @@ PRESETS = {
         decoder=dataclasses.replace(_language.TINY, width=96, depth=2, mlp=192),
         data=_questions.Data(tofu=True, forget_authors=1, retain_authors=4, length=64),
         finetune=Learning(rate=5e-3, epochs=25, batch_size=10),
-        unlearn=Learning(rate=2e-3, epochs=20, batch_size=10),
-        evaluations=20,
+        unlearn=Learning(rate=1e-3, epochs=24, batch_size=10),
+        evaluations=24,
         wrong_answers=2,
         score_batch=20,
         seeds=5,
@@ -168,17 +168,12 @@ def _unlearning(
     rules = decoder.rules(language.config)
     before = (f"finetune_{seed}", f"forget_gradient_{seed}", f"retain_gradient_{seed}")
 
-    def mask(found: Found) -> Weights:
-        return _masks.mask(
-            variant.score,
-            *(found[stage].weights() for stage in before),
-            ratio=variant.ratio,
-            gamma=config.gamma,
-            seed=seed,
-        )
+    def mask(found: Found, score: _masks.Name) -> Weights:
+        parts = (found[stage].weights() for stage in before)
+        return _masks.mask(score, *parts, ratio=variant.ratio, gamma=config.gamma, seed=seed)
 
     def forgetting(found: Found) -> Any:
-        if not variant.score:
+        if variant.score is None:
             return plain.build(found)
         return _runs.forget(
             config,
@@ -187,7 +182,7 @@ def _unlearning(
             name,
             method,
             gradient=masked("mask"),
-            frozen={"mask": mask(found)},
+            frozen={"mask": mask(found, variant.score)},
             frozen_rules={"mask": rules},
         ).build(found)
 
@@ -195,19 +190,21 @@ def _unlearning(
         training = forgetting(found)
         return _with_options(config, language, seed, training) if variant.labels else training
 
+    if variant.score is None:
+        return plain._replace(build=build), scored
+    chosen = variant.score
+
     def score(found: Found) -> Compute:
         compute: Any = scored.build(found)
 
         def measure() -> tuple[None, Mapping[str, Any]]:
             mesh = make_mesh(config.mesh)
             models = [found[stage].weights() for stage in (before[0], f"{name}_{seed}")]
-            trees = [materialise(tree, mesh, rules) for tree in (*models, mask(found))]
+            trees = [materialise(tree, mesh, rules) for tree in (*models, mask(found, chosen))]
             return None, {**compute.run()[1], **_masks.moved(*trees)}
 
         return compute._replace(run=measure)
 
-    if not variant.score:
-        return plain._replace(build=build), scored
     depends = {"ratio": variant.ratio, "gamma": config.gamma if variant.score == "wagle" else None}
     return (
         plain._replace(

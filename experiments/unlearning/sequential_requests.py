@@ -1,4 +1,4 @@
-"""Four requests to forget, one after another: what stays forgotten, and what is left of the rest?
+"""Four requests to forget, one after another: what stays forgotten, and what is left of the rest.
 
 Papers: Shi et al. 2024 (MUSE, arXiv 2407.06460) ask methods to be sustainable; Gao et al. 2024 (O3,
 arXiv 2407.10223) say that requests disturb one another. A language model learns authors and is then
