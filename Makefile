@@ -78,8 +78,12 @@ $(LIBTPU)/.installed: constraints.txt
 	    --constraint constraints.txt libtpu
 	touch $@
 
-aot: $(STAMP) $(LIBTPU)/.installed ## compile every smoke preset, and what tests ask for, for TPUs that are not there
-	$(WITH_LIBTPU) $(BIN)/python -m kd_jax.launch.plan $$($(BIN)/python -m experiments --names smoke) \
+# An experiment for each model and shape of step; the other experiments of unlearning repeat them.
+PLANNED := distillation.kd_digits merging.ties_digits scaling.language_models \
+    unlearning.npo_tofu unlearning.saliency_masks unlearning.latent_adversarial
+
+aot: $(STAMP) $(LIBTPU)/.installed ## compile smoke presets, and what tests ask for, for TPUs that are not there
+	$(WITH_LIBTPU) $(BIN)/python -m kd_jax.launch.plan $(PLANNED:%=experiments.%) \
 	    --presets smoke --topologies $(TOPOLOGIES)
 	$(WITH_LIBTPU) $(PYTEST) -n $(WORKERS) -m libtpu
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import re
 import subprocess
@@ -84,13 +85,18 @@ def test_experiments_have_the_outline_of_one(name):
     assert callable(module.report)
 
 
+@functools.cache
+def _attributes(folder: Path) -> frozenset[str]:
+    """The names of all attributes that the code in a folder reads."""
+    nodes = [n for file in folder.rglob("*.py") for n in ast.walk(ast.parse(file.read_text()))]
+    return frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute))
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_field_of_a_config_is_read(name):
     """By the experiment, its helpers or the launcher: a flag that nothing reads is a lie."""
     module = importlib.import_module(name)
-    files = [*Path(module.__file__).parent.glob("*.py"), *(ROOT / "kd_jax/launch").glob("*.py")]
-    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
-    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    read = _attributes(Path(module.__file__).parent) | _attributes(ROOT / "kd_jax/launch")
 
     def unread(config) -> list[str]:
         fields = dataclasses.fields(config)

@@ -1,11 +1,10 @@
 """What muse_small measures of a model, along a training and at its end.
 
-`config` is that of the experiment. Figures are in percent; "verbatim_2" is of the passages of the
-first two requests.
+`config` is that of the experiment.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,10 +40,12 @@ def along(config: Any, requests: tuple[int, ...], every: int) -> Evaluation:
 
 
 def measure(config: Any, weights: Any, mesh: Mesh, requests: Sequence[int]) -> dict[str, float]:
-    """The figures after so many requests: {"verbatim_2": ...}; auc is MUSE's, in [0, 1].
+    """The figures after so many requests: {"verbatim_2": ...}.
 
-    The membership score is the min-k% loss (k = 0.4) of a whole passage but its first and its last
-    token; MUSE's has the last one too.
+    verbatim: MUSE's, of the second half of passages to forget after the first, in percent.
+    recall, recall_retain: the share of tokens that the model finds likeliest after the true ones
+    before them, in percent. auc: MUSE's, in [0, 1], by the min-k% loss (k = 0.4) of a whole passage
+    but its first and its last token; MUSE's has the last one too.
     """
     passages = _passages.load(config.data)
     forget = passages.forget[: max(requests) * config.data.forget]
@@ -53,39 +54,32 @@ def measure(config: Any, weights: Any, mesh: Mesh, requests: Sequence[int]) -> d
         {"model": weights, "aux": {}},
         {},
         {},
-        _passages.rows([*forget, *passages.holdout]),
+        _passages.rows([*forget, *passages.holdout, *passages.retain]),
         batch_size=config.score_batch,
         mesh=mesh,
     )
-    members, others = np.split(rows["min_k"], [len(forget)])
-
-    def recalled(split: Callable[[list[int]], tuple[list[int], list[int]]]) -> np.ndarray:
-        pieces = map(split, [*forget, *passages.retain])
-        prompts, truths = zip(*pieces, strict=True)
-        written = generation.generate(
-            config.model,
-            weights,
-            prompts,
-            max_new=len(truths[0]),
-            batch_size=config.score_batch,
-            mesh=mesh,
-        )
-        texts = (
-            [_passages.text(passages.tokenizer, list(tokens)) for tokens in side]
-            for side in (written, truths)
-        )
-        return muse.verbatim_memorisation(*texts)
-
-    verbatim, cued = recalled(_passages.halves), recalled(_passages.cued)
+    ends = np.cumsum([len(forget), len(passages.holdout)])
+    members, others, _ = np.split(rows["min_k"], ends)
+    recall, _, kept = np.split(100 * rows["memorisation"], ends)
+    prompts, truths = zip(*map(_passages.halves, forget), strict=True)
+    written = generation.generate(
+        config.model,
+        weights,
+        prompts,
+        max_new=len(truths[0]),
+        batch_size=config.score_batch,
+        mesh=mesh,
+    )
+    texts = ([passages.pieces.decode(x) for x in side] for side in (written, truths))
+    verbatim = muse.verbatim_memorisation(*texts)
     found = {}
     for number in requests:
         count = number * config.data.forget
         found |= {
             f"verbatim_{number}": verbatim[:count].mean(),
-            f"cued_{number}": cued[:count].mean(),
+            f"recall_{number}": recall[:count].mean(),
             f"auc_{number}": muse.forget_auc(members[:count], others),
-            f"cued_retain_{number}": cued[len(forget) :].mean(),
-            f"verbatim_retain_{number}": verbatim[len(forget) :].mean(),
+            f"recall_retain_{number}": kept.mean(),
         }
     return {name: float(value) for name, value in found.items()}
 
@@ -98,16 +92,14 @@ def planned(config: Any, weights: Weights, mesh: Mesh) -> Mapping[str, Program]:
 def _programs(config: Any, weights: Any) -> dict[str, Program]:
     mesh, length, rows = mesh_of(weights), config.data.length, config.score_batch
     params, batch = {"model": weights, "aux": {}}, shapes.text(rows, length)
-    found = {"scores": evaluation.program(_scoring(config.model), params, {}, {}, batch, mesh=mesh)}
-    passage = [0] * (length + 1)
-    for name, split in (("verbatim", _passages.halves), ("cued", _passages.cued)):
-        prompt, truth = split(passage)
-        found[name] = generation.program(
-            config.model,
-            weights,
-            max_new=len(truth),
-            batch_size=rows,
-            length=len(prompt),
-            mesh=mesh,
-        )
-    return found
+    prompt, truth = _passages.halves([0] * (length + 1))
+    writing = generation.program(
+        config.model,
+        weights,
+        max_new=len(truth),
+        batch_size=rows,
+        length=len(prompt),
+        mesh=mesh,
+    )
+    scores = evaluation.program(_scoring(config.model), params, {}, {}, batch, mesh=mesh)
+    return {"scores": scores, "continuations": writing}

@@ -88,14 +88,14 @@ CLAIMS = (
 
 def results(config: Any, artefacts: Mapping[str, Artefact], folder: Path) -> Results:
     seeds, requests = range(config.seeds), tuple(config.requests)
-    chosen = [_chosen(artefacts, config.methods, seed, requests) for seed in seeds]
+    reached = [_reached(artefacts, config.methods, seed, requests) for seed in seeds]
     names = ("target", "retrained", *config.methods, "task_vector")
     effects = {
         name: over_seeds(x)._asdict()
-        for name, x in _effects(chosen, config.methods, requests[-1]).items()
+        for name, x in _effects(reached, config.methods, requests[-1]).items()
         if None not in x
     }
-    found = {request: _models(chosen, names, request) for request in (0, *requests)}
+    found = {request: _models(reached, names, request) for request in (0, *requests)}
     tables = [
         _table("All passages forgotten at once (95 % over seeds)", found[0]),
         _table("The first part alone", found[1]),
@@ -119,10 +119,10 @@ Seed = dict[tuple[str, int], tuple[Scores, Scores]]
 
 def _scores(point: Mapping[str, Any], number: int, retrained_auc: float) -> Scores:
     leakage = muse.privacy_leakage(float(point[f"auc_{number}"]), retrained_auc)
-    figures = {
-        name: float(point[f"{name}_{number}"]) for name in ("verbatim", "cued", "cued_retain")
-    }
-    return Scores(figures["verbatim"], figures["cued"], leakage, figures["cued_retain"])
+    verbatim, recall, kept = (
+        float(point[f"{name}_{number}"]) for name in ("verbatim", "recall", "recall_retain")
+    )
+    return Scores(verbatim, recall, leakage, kept)
 
 
 def _points(artefact: Artefact) -> list[dict[str, Any]]:
@@ -133,33 +133,23 @@ def _points(artefact: Artefact) -> list[dict[str, Any]]:
     ]
 
 
-def _chosen(
-    artefacts: Mapping[str, Artefact],
-    methods: Sequence[str],
-    seed: int,
-    requests: Sequence[int],
+def _reached(
+    artefacts: Mapping[str, Artefact], methods: Sequence[str], seed: int, requests: Sequence[int]
 ) -> Seed:
-    """MUSE's choice along each training: the first model with less utility than the retrained one,
-    else the last."""
     gold = _points(artefacts[f"retrained_{seed}"])[-1]
     target = _points(artefacts[f"target_{seed}"])[-1]
     found: Seed = {}
     for request in (0, *requests):
         number = request or requests[-1]
         auc = float(gold[f"auc_{number}"])
-        retrained = _scores(gold, number, auc)
         stage = f"{request or 'all'}_{seed}"
-        points = {
-            "retrained": [gold],
-            "target": [target],
-            "task_vector": [artefacts[f"task_vector_{stage}"].values],
-        } | {name: _points(artefacts[f"{name}_{stage}"])[1:] for name in methods}
-        for name, along in points.items():
-            scores = [_scores(point, number, auc) for point in along]
-            epoch = muse.chosen_epoch(
-                [s.knowledge_retain for s in scores], retrained.knowledge_retain
-            )
-            found[name, request] = scores[epoch], retrained
+        ends = {
+            "retrained": gold,
+            "target": target,
+            "task_vector": artefacts[f"task_vector_{stage}"].values,
+        } | {name: _points(artefacts[f"{name}_{stage}"])[-1] for name in methods}
+        for name, point in ends.items():
+            found[name, request] = _scores(point, number, auc), _scores(gold, number, auc)
     return found
 
 
@@ -208,9 +198,9 @@ def _models(seeds: Sequence[Seed], names: Sequence[str], request: int) -> dict[s
 
 COLUMNS = {
     "verbatim": "verbatim",
-    "knowledge_forget": "cued recall, forget",
+    "knowledge_forget": "token recall, forget",
     "privacy_leakage": "PrivLeak (%)",
-    "knowledge_retain": "cued recall, retain",
+    "knowledge_retain": "token recall, retain",
 }
 
 
@@ -247,7 +237,7 @@ def _plots(
         plot / "requests.png",
         {name: plots.Line(requests, [e.estimate for e in line]) for name, line in kept.items()},
         x="requests so far",
-        y="cued recall of passages to keep (%)",
+        y="token recall of passages to keep (%)",
         title="What is kept along a stream of requests",
         reference=("retrained", found[0]["retrained"]["knowledge_retain"]["estimate"]),
     )
@@ -256,7 +246,7 @@ def _plots(
         lines[LABELS[name]] = plots.Line(
             *(
                 np.mean([[p[f"{key}_{requests[-1]}"] for p in x] for x in trainings], 0).tolist()
-                for key in ("verbatim", "cued_retain")
+                for key in ("verbatim", "recall_retain")
             )
         )
     for name in ("retrained", "task_vector"):
@@ -268,7 +258,7 @@ def _plots(
         plot / "trade_off.png",
         lines,
         x="verbatim memorisation of passages to forget (%)",
-        y="cued recall of passages to keep (%)",
+        y="token recall of passages to keep (%)",
         title="From the target (hollow) along unlearning: up and left is better",
     )
     return {"privacy_leakage": leakage, "requests": utility, "trade_off": trade}

@@ -42,9 +42,7 @@ def learning(config: Any, seed: int, retained_only: bool, _: Any) -> Training:
     return _by_heart(config, seed, start, config.finetune, count, rows, tuple(config.requests))
 
 
-def reinforcing(
-    config: Any, seed: int, start: str, first: int, last: int, found: Any
-) -> Training:
+def reinforcing(config: Any, seed: int, start: str, first: int, last: int, found: Any) -> Training:
     count = (last - first + 1) * config.data.forget
 
     def rows() -> Any:

@@ -1,8 +1,10 @@
-"""Passages of plays as rows of words: what is forgotten, kept and held out."""
+"""Passages of plays as rows of tokens: what is forgotten, kept and held out."""
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,15 +12,14 @@ import numpy as np
 from kd_jax.data import prepare
 from kd_jax.data.builders.authors_generator import generate
 from kd_jax.data.builders.tiny_shakespeare import TinyShakespeare
-from kd_jax.data.vocabulary import WordTokenizer
 from kd_jax.launch.config import check_positive, not_identity
 
 # How the two plays begin, and what follows each in the file.
 FORGOTTEN = ("SAMPSON:\nGregory, o' my word", "WARWICK:\nI wonder how the king")  # Romeo and Juliet
 KEPT = ("First Citizen:\nBefore we proceed", "GLOUCESTER:\nNow is the winter")  # Coriolanus
 
-CUE = 24  # tokens of a cue, which is asked without what stands before it
-ANSWER = 12  # tokens of what follows it
+CHARACTERS = ("\n", *map(chr, range(32, 127)))  # ASCII
+_PIECE = re.compile(r" ?\w+|\W")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,18 +34,21 @@ class Data:
     """Passages in each of them; as many of the same play are held out and never trained on."""
     retain: int = 64
     """Passages to keep."""
-    length: int = 64
-    """Tokens that a passage has to predict: words, and what stands between them."""
-    vocabulary: int = 2560
-    """Entries of the model's vocabulary: at least the words of the passages."""
+    length: int = 96
+    """Tokens that a passage has to predict: common words, the characters of others."""
+    vocabulary: int = 512
+    """Entries of the model's vocabulary: characters and the commonest words."""
     folder: str | None = not_identity(None)
     """Where the data set's files lie (by default the environment's KD_JAX_DATA)."""
 
     def __post_init__(self):
-        check_positive(self, "requests", "forget", "retain", "vocabulary")
-        least = 4 * (CUE + ANSWER) // 3  # a quarter of the passage stands before them
-        if self.length < least:
-            raise ValueError(f"data.length: got {self.length}, takes at least {least}")
+        check_positive(self, "requests", "forget", "retain")
+        if self.vocabulary < len(CHARACTERS):
+            raise ValueError(
+                f"data.vocabulary: got {self.vocabulary}, takes at least {len(CHARACTERS)}"
+            )
+        if self.length < 4:
+            raise ValueError(f"data.length: got {self.length}, takes at least 4")
 
     @property
     def total(self) -> int:
@@ -52,10 +56,40 @@ class Data:
         return self.requests * self.forget
 
 
+class Pieces(NamedTuple):
+    """Words with the space before them, and the characters of words that are not among them.
+
+    A model of few words has seen all of its tokens in training, so that a text held out is not told
+    apart by the mere words in it. Without loss but for characters outside ASCII, which become "?".
+    """
+
+    tokens: tuple[str, ...]
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], size: int) -> "Pieces":
+        """`CHARACTERS`, then the commonest words of the texts, up to `size` tokens in all."""
+        counts = collections.Counter(piece for text in texts for piece in _PIECE.findall(text))
+        found = sorted(counts, key=lambda piece: (-counts[piece], piece))
+        words = [piece for piece in found if len(piece) > 1]
+        return cls((*CHARACTERS, *words[: size - len(CHARACTERS)]))
+
+    def encode(self, text: str) -> list[int]:
+        ids = {token: i for i, token in enumerate(self.tokens)}
+        unknown = ids["?"]
+        found: list[int] = []
+        for piece in _PIECE.findall(text):
+            found += [ids[piece]] if piece in ids else [ids.get(c, unknown) for c in piece]
+        return found
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Of tokens that the model has and the vocabulary has not, "?"."""
+        return "".join(self.tokens[i] if i < len(self.tokens) else "?" for i in tokens)
+
+
 class Passages(NamedTuple):
     """Passages of length + 1 tokens; those to forget in the order of requests."""
 
-    tokenizer: WordTokenizer
+    pieces: Pieces
     forget: list[list[int]]
     holdout: list[list[int]]
     retain: list[list[int]]
@@ -64,34 +98,23 @@ class Passages(NamedTuple):
 @functools.cache
 def load(data: Data) -> Passages:
     """The passages. Those to forget and those held out take turns in one play, so that only
-    training tells them apart. The vocabulary is the words of all of them."""
+    training tells them apart."""
     plays = _plays(data) if data.shakespeare else _generated(data)
+    pieces = Pieces.from_texts(plays, data.vocabulary)
     counts = {"forget": 2 * data.total, "retain": data.retain}
-    size = data.length + 1
-    # The words of the beginnings alone: the plays have thousands more.
-    whole = WordTokenizer.from_texts(plays)
-    starts = [
-        _start(name, whole, play, count * size)
-        for (name, count), play in zip(counts.items(), plays, strict=True)
-    ]
-    tokenizer = WordTokenizer.from_texts(starts)
-    if tokenizer.vocab_size > data.vocabulary:
-        raise ValueError(
-            f"data.vocabulary: got {data.vocabulary}, takes at least {tokenizer.vocab_size}"
-        )
     first, kept = (
-        [tokens[i : i + size] for i in range(0, len(tokens), size)]
-        for tokens in map(tokenizer.encode, starts)
+        _cut(name, pieces.encode(play), count, data.length + 1)
+        for (name, count), play in zip(counts.items(), plays, strict=True)
     )
-    return Passages(tokenizer, first[::2], first[1::2], kept)
+    return Passages(pieces, first[::2], first[1::2], kept)
 
 
-def _start(name: str, tokenizer: WordTokenizer, text: str, count: int) -> str:
-    """The first `count` tokens of a text."""
-    tokens = tokenizer.encode(text)
-    if len(tokens) < count:
-        raise ValueError(f"data.{name}: takes {count} tokens, the text has {len(tokens)}")
-    return tokenizer.decode(tokens[:count])
+def _cut(name: str, tokens: list[int], count: int, size: int) -> list[list[int]]:
+    if len(tokens) < count * size:
+        raise ValueError(
+            f"data.{name}: takes {count} passages of {size} tokens, the text has {len(tokens)}"
+        )
+    return [tokens[i * size : (i + 1) * size] for i in range(count)]
 
 
 def _plays(data: Data) -> list[str]:
@@ -126,19 +149,7 @@ def rows(passages: Sequence[Sequence[int]]) -> dict[str, Any]:
     }
 
 
-def text(tokenizer: WordTokenizer, tokens: Sequence[int]) -> str:
-    """The text of tokens; those that the model has and the vocabulary has not are <unk>."""
-    known = tokenizer.vocab_size
-    return tokenizer.decode([i if i < known else tokenizer.unk_id for i in tokens])
-
-
 def halves(passage: list[int]) -> tuple[list[int], list[int]]:
     """A prompt and the tokens that follow it, half of those predicted."""
     new = (len(passage) - 1) // 2
     return passage[:-new], passage[-new:]
-
-
-def cued(passage: list[int]) -> tuple[list[int], list[int]]:
-    """A cue out of the middle, and what follows it."""
-    start = len(passage) // 4
-    return passage[start : start + CUE], passage[start + CUE : start + CUE + ANSWER]

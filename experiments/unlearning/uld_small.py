@@ -87,7 +87,10 @@ class Config(Common):
 
 PRESETS = {
     "smoke": Config(
-        decoder=dataclasses.replace(_language.TINY, width=32, depth=2, mlp=64, head_dim=8),
+        # Scanned: one layer is compiled, and the assistant's is a slice of it.
+        decoder=dataclasses.replace(
+            _language.TINY, width=32, depth=2, mlp=64, head_dim=8, scan=True
+        ),
         data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=8, batch_size=16),
         unlearn=Learning(rate=2e-3, epochs=2, batch_size=16),
@@ -98,12 +101,12 @@ PRESETS = {
     ),
     "laptop": Config(
         decoder=dataclasses.replace(
-            _language.TINY, width=128, depth=3, heads=4, kv_heads=4, head_dim=32, mlp=256
+            _language.TINY, width=96, depth=3, kv_heads=4, head_dim=24, mlp=192
         ),
-        data=_questions.Data(tofu=True, forget_authors=2, retain_authors=8, length=96),
-        finetune=Learning(rate=3e-3, epochs=20, batch_size=16),
-        unlearn=Learning(rate=5e-4, epochs=10, batch_size=8, warmup=0.2),
-        assistant=Learning(rate=1e-3, epochs=10, batch_size=8),
+        data=_questions.Data(tofu=True, forget_authors=2, retain_authors=5, length=72),
+        finetune=Learning(rate=4e-3, epochs=45, batch_size=16),
+        unlearn=Learning(rate=5e-4, epochs=20, batch_size=8, warmup=0.2),
+        assistant=Learning(rate=3e-3, epochs=20, batch_size=8),
         wrong_answers=2,
         score_batch=40,
         seeds=3,

@@ -44,7 +44,6 @@ def test_what_a_stage_depends_on():
         # Without an adversary its radius and steps are no matter.
         ({"eps": 2.0}, latent | attacks),
         ({"attack_steps": 3}, latent | attacks),
-        ({"layer": 1}, latent | plain | attacks),
         ({"sft": 2.0}, latent | plain),
         ({"finetune": dataclasses.replace(SMOKE.finetune, rate=1e-4)}, every),
     ):
@@ -52,10 +51,17 @@ def test_what_a_stage_depends_on():
         assert changed(latent_adversarial, SMOKE, other) == expected, change
 
 
+def test_another_place_is_another_attack():
+    deep = latent_adversarial.PRESETS["laptop"]
+    moved = changed(latent_adversarial, deep, dataclasses.replace(deep, layer=2))
+    stems = {name.split("_")[0] for name in moved}
+    assert stems == set(MODELS) and "retrain_0_attacked" in moved and "retrain_0" not in moved
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("--layer", "2"), "layer: got 2, takes 0 to 1"),
+        (("--layer", "1"), "layer: got 1, takes 0 to 0"),
         (("--eps", "0"), "eps: got 0"),
         (("--hold", "0"), "hold: got 0"),
         (("--radii", "0.5", "2"), "radii: got (0.5, 2.0)"),
