@@ -121,8 +121,9 @@ PRESETS = {
         data=_passages.Data(requests=2, forget=8, retain=16, length=48, vocabulary=256),
         # Batches divide over eight devices.
         finetune=Learning(rate=1e-2, epochs=16, batch_size=8),
-        unlearn=Learning(rate=1e-3, epochs=2, batch_size=8),
-        reinforce=Learning(rate=1e-3, epochs=2, batch_size=8),
+        # One step each, so that all requests share a compilation.
+        unlearn=Learning(rate=3e-3, epochs=0.5, batch_size=8),
+        reinforce=Learning(rate=3e-3, epochs=0.5, batch_size=8),
         evaluations=1,
         score_batch=16,
         methods=("npo_gdr",),

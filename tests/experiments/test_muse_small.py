@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import pytest
 from support.config_reads import unread_fields
-from support.experiment_checks import Made, changed, help_of, outline, refusal, verdicts
+from support.experiment_checks import (
+    Made,
+    changed,
+    compiled_quickly,
+    help_of,
+    outline,
+    refusal,
+    verdicts,
+)
 
 from experiments.unlearning import _muse, _passages, muse_small
 from kd_jax.launch import cli
@@ -17,7 +25,8 @@ from kd_jax.launch.weights import Weights
 from kd_jax.models import decoder
 
 NAME = muse_small.__name__
-SMOKE, LAPTOP = muse_small.PRESETS["smoke"], muse_small.PRESETS["laptop"]
+LAPTOP = muse_small.PRESETS["laptop"]
+SMOKE = dataclasses.replace(muse_small.PRESETS["smoke"], methods=("ga", "npo_klr"))
 
 
 def test_stages():
@@ -31,6 +40,9 @@ def test_stages():
     expected |= {"reinforced_2_0": ("task_vector_1_0",)}
     expected |= {"task_vector_2_0": ("task_vector_1_0", "reinforced_2_0")}
     assert outline(muse_small, SMOKE) == expected
+    single = [f"npo_gdr_{part}_0" for part in ("all", 1, 2)]
+    preset = outline(muse_small, muse_small.PRESETS["smoke"])
+    assert [name for name in preset if name.startswith("npo")] == single
     # Target, retrained; six methods and a task vector of two stages, at once and in 4 requests.
     assert len(outline(muse_small, LAPTOP)) == 3 * (2 + 6 * 5 + 2 * 5)
 
@@ -152,7 +164,8 @@ def test_the_figures_of_a_model_that_knows_nothing():
     mesh = make_mesh(SMOKE.mesh)
     placed_ = shapes_on(Weights(weights, lambda x: x), mesh, decoder.rules(SMOKE.model))
     weights = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), weights, placed_)
-    found = _muse.measure(SMOKE, weights, mesh, (1, 2))
+    with compiled_quickly():
+        found = _muse.measure(SMOKE, weights, mesh, (1, 2))
     assert set(found) == {
         f"{name}_{n}" for name in ("verbatim", "recall", "auc", "recall_retain") for n in (1, 2)
     }
