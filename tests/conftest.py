@@ -19,6 +19,8 @@ jax.config.update("jax_platforms", PLATFORM)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if PLATFORM == "cpu":
     jax.config.update("jax_num_cpu_devices", 8)
+    # As `runtime.init` does for simulated devices: programs from the compilation cache hang else.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 hypothesis.settings.register_profile(
     "kd_jax", derandomize=True, deadline=None, max_examples=20, database=None

@@ -66,11 +66,15 @@ def assert_bits_of_the_start(trained):
         np.testing.assert_array_equal(flatten(frozen)[path], x, err_msg=path)
 
 
-def assert_moved(trained, start):
-    """By far more than the tolerance, so that the tests here can fail."""
-    ends = flatten(trained.model)
-    for path, x in flatten(start).items():
-        assert np.abs(ends[path] - x).max() > 1e-2 * np.abs(ends[path]).max(), path
+def assert_moved(trained, begin):
+    """By a hundred times the tolerance, so that the tests here can fail, or, above the layer that
+    RMU looks at, not at all."""
+    ends, moved = flatten(trained.model), []
+    for path, x in flatten(begin).items():
+        gone = np.abs(ends[path] - x).max()
+        moved.append(gone > 1e-3 * np.abs(ends[path]).max())
+        assert moved[-1] or gone == 0, path
+    assert sum(moved) > len(moved) / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

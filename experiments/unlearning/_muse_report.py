@@ -87,7 +87,7 @@ CLAIMS = (
 
 
 def results(config: Any, artefacts: Mapping[str, Artefact], folder: Path) -> Results:
-    seeds, requests = range(config.seeds), tuple(config.requests)
+    seeds, requests = config.repetitions, tuple(config.requests)
     reached = [_reached(artefacts, config.methods, seed, requests) for seed in seeds]
     names = ("target", "retrained", *config.methods, "task_vector")
     effects = {

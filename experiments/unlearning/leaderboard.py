@@ -13,7 +13,7 @@ to keep alike. A method that destroys the model is as far off as one that does n
 Claim: NPO+RT ends nearer to the retrained model than GA, GradDiff and refusals do.
 
     python -m experiments.unlearning.leaderboard smoke     # generated authors, two methods: 15 s
-    python -m experiments.unlearning.leaderboard laptop    # real TOFU, a small LM: 10 minutes
+    python -m experiments.unlearning.leaderboard laptop    # real TOFU, a small LM: 20 minutes
     python -m experiments.unlearning.leaderboard laptop --model smollm2 --adapter.rank 16 \
         --methods graddiff npo_rt simnpo
 
@@ -89,7 +89,7 @@ PRESETS = {
             "me_gd",
             "rmu",
         ),
-        rates=(0.25, 1.0, 4.0),
+        rates=(0.25, 1.0, 4.0, 16.0),
         evaluations=1,
         wrong_answers=3,
         score_batch=40,

@@ -19,6 +19,7 @@ HEARTBEAT = 60  # seconds of silence after which a process counts as dead
 JOIN = 300  # seconds to wait for all processes at the start
 
 _THREADS = 8  # of XLA for each simulated device
+_ORDERED = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 # Set by clusters that `jax.distributed.initialize()` finds by itself.
 _CLUSTERS = (
@@ -53,6 +54,11 @@ def init(devices: int | None = None, *, cache: str | Path | None = None) -> None
             raise UserError(f"KD_JAX_DEVICES: got {devices}, takes at least 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
+        # Otherwise a program that is read from the compilation cache starts independent collectives
+        # in another order on each device, and they wait for one another (jax 0.10.2).
+        flags = os.environ.get("XLA_FLAGS", "")
+        if _ORDERED not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {_ORDERED}".strip()
         if _number("JAX_NUM_PROCESSES", 1) > 1:
             # On the CPU a collective holds a thread until its peers join in. XLA has as many
             # threads as cores, and with few of them those that the peers wait for find none left.

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_jax.evaluation.porter import stem
-from kd_jax.evaluation.rouge import common_subsequence, rouge_l_f, rouge_l_recall, stems, tokens
+from kd_jax.evaluation.rouge import (
+    common_subsequence,
+    rouge1_recall,
+    rouge_l_f,
+    rouge_l_recall,
+    stems,
+    tokens,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "rouge.json").read_text())
 
@@ -58,3 +65,18 @@ def test_common_subsequence_is_the_dynamic_programme(first, second):
                 table[i, j] + 1 if a == b else max(table[i, j + 1], table[i + 1, j])
             )
     assert common_subsequence(first, second) == table[-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "recall"),
+    [
+        ("the cat", "the cat sat", 2 / 3),
+        ("sat cat the", "the cat sat", 1.0),  # order does not count; ROUGE-L has 1/3
+        ("the the the", "the cat and the dog", 2 / 5),  # as often as in both
+        ("Running runs", "he runs", 1 / 2),  # stems: run, runs; "runs" has four letters
+        ("", "the cat", 0.0),
+        ("the cat", "", 0.0),
+    ],
+)
+def test_rouge1_recall_by_hand(generated, reference, recall):
+    assert rouge1_recall(generated, reference) == pytest.approx(recall)

@@ -15,7 +15,7 @@ LABELS = {name: method.label for name, method in METHODS.items()}
 @pytest.mark.parametrize("preset", flat_divergences.PRESETS)
 def test_stages_of_the_presets(preset):
     config, expected = flat_divergences.PRESETS[preset], {}
-    for seed in range(config.seeds):
+    for seed in config.repetitions:
         start = f"finetune_{seed}"
         expected |= {start: (), f"{start}_score": (start,), f"reference_{seed}": (start,)}
         for method in config.methods:

@@ -21,7 +21,7 @@ MODELS = ("plain", "latent", "retrain")
 @pytest.mark.parametrize("preset", latent_adversarial.PRESETS)
 def test_stages_of_the_presets(preset):
     config, expected = latent_adversarial.PRESETS[preset], {}
-    for seed in range(config.seeds):
+    for seed in config.repetitions:
         start = f"finetune_{seed}"
         expected |= {start: (), f"{start}_score": (start,), f"retrain_{seed}": ()}
         expected |= {f"plain_{seed}": (start,), f"latent_{seed}": (start,)}
@@ -52,7 +52,7 @@ def test_what_a_stage_depends_on():
 
 
 def test_another_place_is_another_attack():
-    deep = latent_adversarial.PRESETS["laptop"]
+    deep = dataclasses.replace(latent_adversarial.PRESETS["laptop"], seed=0)
     moved = changed(latent_adversarial, deep, dataclasses.replace(deep, layer=2))
     stems = {name.split("_")[0] for name in moved}
     assert stems == set(MODELS) and "retrain_0_attacked" in moved and "retrain_0" not in moved

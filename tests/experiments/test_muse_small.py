@@ -187,7 +187,7 @@ def point(verbatim, recall, auc, kept, requests=(1, 2)):
 def made(config, ga_verbatim=2.0, leak=0.02, first=90.0, last=60.0):
     """Artefacts of all stages: a target that remembers, methods that forget as asked."""
     found = {}
-    for seed in range(config.seeds):
+    for seed in config.repetitions:
         shift = 0.1 * seed  # seeds differ a little
         target = point(100.0 - shift, 100.0 - shift, 0.0, 100.0)
         found[f"target_{seed}"] = Made(history=[point(0, 0, 0.5, 0), target])

@@ -31,7 +31,7 @@ def test_stages_of_the_presets(preset):
     """Those of every comparison, and the attacks on each model."""
     config = relearning_robustness.PRESETS[preset]
     found = outline(relearning_robustness, config)
-    for seed in range(config.seeds):
+    for seed in config.repetitions:
         for name in (*config.methods, "retrain"):
             assert found[f"{name}_{seed}_score"] == (f"{name}_{seed}",)
             assert found.pop(f"{name}_relearned_{seed}") == (f"{name}_{seed}",)

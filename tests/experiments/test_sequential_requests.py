@@ -32,7 +32,7 @@ def needs_of(config, seed):
 def test_stages_of_the_presets(preset):
     """Each request starts from the model before, which is its reference too."""
     config, expected = sequential_requests.PRESETS[preset], {}
-    for seed in range(config.seeds):
+    for seed in config.repetitions:
         expected |= needs_of(config, seed)
     assert outline(sequential_requests, config) == expected
 

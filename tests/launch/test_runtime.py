@@ -106,6 +106,19 @@ def test_simulated_devices_of_several_processes_have_threads_to_wait_in(joined, 
     assert os.environ["NPROC"] == "16"  # what is set stays
 
 
+def test_collectives_of_simulated_devices_keep_one_order(joined, monkeypatch):
+    """Else programs from the compilation cache hang; other flags stay, and it is there once."""
+    monkeypatch.setattr(type(jax.config), "update", lambda *_: None)
+    for before in ("", "--xla_dump_to=x", runtime._ORDERED):
+        monkeypatch.setenv("XLA_FLAGS", before)
+        runtime.init(cache="")
+        assert os.environ["XLA_FLAGS"] == before  # on an accelerator nothing changes
+        for _ in range(2):
+            runtime.init(2, cache="")
+        found = os.environ["XLA_FLAGS"].split()
+        assert found.count(runtime._ORDERED) == 1 and set(before.split()) <= set(found)
+
+
 def test_work_of_the_first_process(monkeypatch):
     assert runtime.on_main(lambda: 3) == 3
     with pytest.raises(KeyError):
