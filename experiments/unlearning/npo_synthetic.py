@@ -6,7 +6,7 @@ opposed and whose inputs lie apart (gap 1) or overlap (gap 0); ten methods then 
 gradient descent. Forget and retain distance are KL(retrained || unlearned) on fresh inputs.
 
     python -m experiments.unlearning.npo_synthetic smoke     # two seeds, few steps: 15 s
-    python -m experiments.unlearning.npo_synthetic laptop    # twenty seeds: 3 minutes
+    python -m experiments.unlearning.npo_synthetic laptop    # twenty seeds: 6 minutes
 
 `--seeds 5` is the paper's number: 1000, 2000, ... Distances on forget inputs have heavy tails over
 seeds (the retrained model has seen nothing near them), so that means of five differ fourfold; hence

@@ -54,8 +54,9 @@ def init(devices: int | None = None, *, cache: str | Path | None = None) -> None
             raise UserError(f"KD_JAX_DEVICES: got {devices}, takes at least 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
-        # Otherwise a program that is read from the compilation cache starts independent collectives
-        # in another order on each device, and they wait for one another (jax 0.10.2).
+        # A program that is read from the compilation cache forgets in which order its collectives
+        # come: devices that start with different ones wait for one another (jax 0.10.2). Where it
+        # is scheduled to save memory instead of time, few are ready at once.
         flags = os.environ.get("XLA_FLAGS", "")
         if _ORDERED not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} {_ORDERED}".strip()
