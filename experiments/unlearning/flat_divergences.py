@@ -26,11 +26,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.unlearning import _flat_divergences, _language, _questions, _runs
-from experiments.unlearning._config import Common
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import METHODS as ALL
-from experiments.unlearning._methods import Method, Setting
+from experiments.unlearning.common import lm, qa, runs
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import METHODS as ALL
+from experiments.unlearning.common.methods import Method, Setting
+from experiments.unlearning.parts import flat_report
 from kd_jax.launch import run
 from kd_jax.launch.stages import Stage
 from kd_jax.losses import f_divergences
@@ -38,7 +39,7 @@ from kd_jax.losses.f_divergences import FDivergence
 from kd_jax.objectives.unlearn.divergence import flat
 from kd_jax.types import Objective
 
-CLAIMS = _flat_divergences.CLAIMS
+CLAIMS = flat_report.CLAIMS
 
 
 def _objective(divergence: FDivergence, s: Setting) -> Objective:
@@ -81,8 +82,8 @@ class Config(Common):
 
 PRESETS = {
     "smoke": Config(
-        decoder=_language.TINY,
-        data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
+        decoder=lm.TINY,
+        data=qa.Data(forget_authors=1, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=16, batch_size=16),
         unlearn=Learning(rate=2e-3, epochs=8, batch_size=16),
         methods=("flat_js", "ga"),
@@ -93,9 +94,9 @@ PRESETS = {
     ),
     "laptop": Config(
         decoder=dataclasses.replace(
-            _language.TINY, width=128, depth=2, heads=4, kv_heads=4, head_dim=32, mlp=256
+            lm.TINY, width=128, depth=2, heads=4, kv_heads=4, head_dim=32, mlp=256
         ),
-        data=_questions.Data(tofu=True, forget_authors=2, retain_authors=8, length=96),
+        data=qa.Data(tofu=True, forget_authors=2, retain_authors=8, length=96),
         finetune=Learning(rate=3e-3, epochs=20, batch_size=16),
         # A low rate and many measurements: where a level is crossed is read between two of them.
         unlearn=Learning(rate=2e-4, epochs=8, batch_size=8, warmup=0.2),
@@ -109,12 +110,12 @@ PRESETS = {
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    return _runs.standard(config, {name: METHODS[name] for name in config.methods})
+    return runs.standard(config, {name: METHODS[name] for name in config.methods})
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Path):
     labels = {name: METHODS[name].label for name in config.methods}
-    return _flat_divergences.results(labels, config.drops, config.repetitions, artefacts, folder)
+    return flat_report.results(labels, config.drops, config.repetitions, artefacts, folder)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning import _language, _latent_report, _questions, _runs, _scores
-from experiments.unlearning._config import Common
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import Setting
+from experiments.unlearning.common import lm, qa, runs, scorers
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import Setting
+from experiments.unlearning.parts import latent_report
 from kd_jax.data import pairs, shapes, sources
 from kd_jax.evaluation import tofu
 from kd_jax.launch import run
@@ -39,7 +40,7 @@ from kd_jax.objectives.combinators import own_weights
 from kd_jax.objectives.unlearn.latent import attacked_scores, latent_adversarial, latent_attack
 from kd_jax.types import Objective
 
-CLAIMS = _latent_report.CLAIMS
+CLAIMS = latent_report.CLAIMS
 Found = Mapping[str, Any]
 
 
@@ -78,8 +79,8 @@ class Config(Common):
 
 PRESETS = {
     "smoke": Config(
-        decoder=dataclasses.replace(_language.TINY, width=32, mlp=64, head_dim=8),
-        data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
+        decoder=dataclasses.replace(lm.TINY, width=32, mlp=64, head_dim=8),
+        data=qa.Data(forget_authors=1, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=8, batch_size=16),
         unlearn=Learning(rate=2e-3, epochs=4, batch_size=16),
         relearn=Learning(rate=1e-3, epochs=2, batch_size=8),
@@ -93,10 +94,8 @@ PRESETS = {
         wrong_answers=1,
     ),
     "laptop": Config(
-        decoder=dataclasses.replace(
-            _language.TINY, width=96, depth=3, kv_heads=4, head_dim=24, mlp=192
-        ),
-        data=_questions.Data(tofu=True, forget_authors=2, retain_authors=5, length=72),
+        decoder=dataclasses.replace(lm.TINY, width=96, depth=3, kv_heads=4, head_dim=24, mlp=192),
+        data=qa.Data(tofu=True, forget_authors=2, retain_authors=5, length=72),
         finetune=Learning(rate=4e-3, epochs=45, batch_size=16),
         unlearn=Learning(rate=5e-4, epochs=16, batch_size=8),
         relearn=Learning(rate=5e-4, epochs=8, batch_size=5),
@@ -112,47 +111,47 @@ PRESETS = {
 def stages(config: Config) -> tuple[Stage, ...]:
     found: list[Stage] = []
     for seed in config.repetitions:
-        language = _runs.language(config, seed)
+        language = runs.language(config, seed)
         found += [
-            _runs.finetune(config, language, seed),
-            _runs.score(config, language, seed, "finetune"),
-            _runs.retrain(config, language, seed),
+            runs.finetune(config, language, seed),
+            runs.score(config, language, seed, "finetune"),
+            runs.retrain(config, language, seed),
             _unlearn(config, language, seed, "plain", 0.0),
             _unlearn(config, language, seed, "latent", config.eps),
         ]
-        for name in _latent_report.LABELS:
+        for name in latent_report.LABELS:
             found += [
-                _runs.score(config, language, seed, name),
+                runs.score(config, language, seed, name),
                 _relearn(config, language, seed, name),
                 _attack(config, language, seed, name),
             ]
     return tuple(found)
 
 
-def _unlearn(config: Config, language: _language.Language, seed: int, name: str, eps: float):
+def _unlearn(config: Config, language: lm.Language, seed: int, name: str, eps: float):
     """Refusing, under an adversary of radius eps; 0 is the same training without one."""
-    learning, count = config.unlearn, _questions.sizes(config.data)[0]
+    learning, count = config.unlearn, qa.sizes(config.data)[0]
     # An adversary in a ball of one point has nothing to look for.
     attack = {"eps": eps, "rate": config.attack_rate, "steps": config.attack_steps if eps else 1}
 
     def build(found: Found) -> Training:
         @functools.cache
         def source() -> sources.Source:
-            questions, tokenizer = _questions.load(config.data), language.tokenizer()
+            questions, tokenizer = qa.load(config.data), language.tokenizer()
             length = config.data.length
             return pairs.forget_retain(
                 {
-                    "forget": _questions.answer_rows(tokenizer, questions.forget, length),
-                    "refusal": _questions.refusal_rows(tokenizer, questions.forget, length, seed),
+                    "forget": qa.answer_rows(tokenizer, questions.forget, length),
+                    "refusal": qa.refusal_rows(tokenizer, questions.forget, length, seed),
                 },
-                {"retain": _questions.answer_rows(tokenizer, questions.retain, length)},
+                {"retain": qa.answer_rows(tokenizer, questions.retain, length)},
                 seed=seed,
                 batch_size=learning.batch_size,
             )
 
         start = found[f"finetune_{seed}"].weights()
-        policy = _language.tuning(config.adapter, language.config, start, seed).policy
-        made = _runs.training(
+        policy = lm.tuning(config.adapter, language.config, start, seed).policy
+        made = runs.training(
             config,
             language,
             seed,
@@ -167,7 +166,7 @@ def _unlearn(config: Config, language: _language.Language, seed: int, name: str,
         rows = shapes.text(learning.batch_size, config.data.length)
         return made._replace(batch=dict.fromkeys(("forget", "refusal", "retain"), rows))
 
-    depends = _runs.unlearnt_from(config, seed) | attack
+    depends = runs.unlearnt_from(config, seed) | attack
     depends |= {"places": config.places, "hold": config.hold, "sft": config.sft}
     return Stage(f"{name}_{seed}", build, (f"finetune_{seed}",), depends)
 
@@ -176,31 +175,31 @@ def _defender(sft: float, s: Setting) -> Objective:
     return latent_adversarial(s.model, sft=sft, policy=s.policy)
 
 
-def _relearn(config: Config, language: _language.Language, seed: int, name: str) -> Stage:
+def _relearn(config: Config, language: lm.Language, seed: int, name: str) -> Stage:
     """Trained again on every second of the questions to forget."""
 
     def build(found: Found) -> Training:
         @functools.cache
         def source() -> sources.Source:
-            half = _questions.load(config.data).forget[::2]
-            return _runs.answer_source(config, language, half, seed, config.relearn.batch_size)
+            half = qa.load(config.data).forget[::2]
+            return runs.answer_source(config, language, half, seed, config.relearn.batch_size)
 
-        return _runs.training(
+        return runs.training(
             config,
             language,
             seed,
             start=found[f"{name}_{seed}"].weights(),
-            objective=_runs.answers_nll,
+            objective=runs.answers_nll,
             learning=config.relearn,
-            count=-(-_questions.sizes(config.data)[0] // 2),
+            count=-(-qa.sizes(config.data)[0] // 2),
             source=source,
         )
 
-    depends = _runs.unlearnt_from(config, seed) | {"relearn": config.relearn}
+    depends = runs.unlearnt_from(config, seed) | {"relearn": config.relearn}
     return Stage(f"{name}_relearned_{seed}", build, (f"{name}_{seed}",), depends)
 
 
-def _attack(config: Config, language: _language.Language, seed: int, name: str) -> Stage:
+def _attack(config: Config, language: lm.Language, seed: int, name: str) -> Stage:
     """What a fresh adversary gets out of the finished model, for each radius."""
 
     def build(found: Found) -> Compute:
@@ -209,18 +208,18 @@ def _attack(config: Config, language: _language.Language, seed: int, name: str) 
         def measure() -> tuple[None, Mapping[str, Any]]:
             mesh = make_mesh(config.mesh)
             params = {"model": materialise(weights, mesh, rules), "aux": {}}
-            records = _questions.load(config.data).forget
-            rows = _questions.answer_rows(language.tokenizer(), records, config.data.length)
+            records = qa.load(config.data).forget
+            rows = qa.answer_rows(language.tokenizer(), records, config.data.length)
             made: dict[str, Any] = {}
             for i, scoring in enumerate(_attacks(config)):
-                score = _scores.make_scorer(
+                score = scorers.make_scorer(
                     language.model,
                     own_weights,
                     mesh=mesh,
                     batch_size=config.score_batch,
                     scoring=scoring,
                 )
-                chances = tofu.probability(_scores.loss(score(params, {}, {"all": rows})["all"]))
+                chances = tofu.probability(scorers.loss(score(params, {}, {"all": rows})["all"]))
                 made |= {f"attacked_{i}": float(np.mean(chances)), f"attacked_rows_{i}": chances}
             return None, made
 
@@ -229,7 +228,7 @@ def _attack(config: Config, language: _language.Language, seed: int, name: str) 
             return {
                 f"attack_{i}": program
                 for i, scoring in enumerate(_attacks(config))
-                for program in _scores.scorer_programs(
+                for program in scorers.scorer_programs(
                     language.model,
                     own_weights,
                     params,
@@ -260,7 +259,7 @@ def _scoring(places: tuple[str, ...], eps: float, rate: float, steps: int) -> An
 
 
 def report(config: Config, artefacts: Found, folder: Any):
-    return _latent_report.results(artefacts, config.eps, config.radii, config.repetitions, folder)
+    return latent_report.results(artefacts, config.eps, config.radii, config.repetitions, folder)
 
 
 if __name__ == "__main__":

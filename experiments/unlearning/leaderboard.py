@@ -1,10 +1,10 @@
 """A leaderboard of unlearning methods under one protocol: how near to a retrained model each ends.
 
 Papers: TOFU (arXiv 2401.06121), NPO (arXiv 2404.05868), SimNPO (arXiv 2410.07163), WGA (arXiv
-2502.19301) and what `_methods` names besides. A language model learns questions and answers about
-authors and forgets some of them by every method: from the same weights, on the same batches, for
-the same number of steps, at each of a few learning rates. The rate that counts in one repetition is
-the one that is best in the others, so that no method is judged where it was tuned.
+2502.19301) and others. A language model learns questions and answers about authors and forgets some
+of them by every method: from the same weights, on the same batches, for the same number of steps,
+at each of a few learning rates. The rate that counts in one repetition is the one that is best in
+the others, so that no method is judged where it was tuned.
 
 Measured is the gap to a model retrained without the forgotten authors: the mean absolute difference
 of probability, truth ratio, exact memorisation and extraction strength, on answers to forget and
@@ -26,15 +26,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.unlearning import _language, _leaderboard, _questions, _runs
-from experiments.unlearning._config import Common
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import METHODS, Name
+from experiments.unlearning.common import lm, qa, runs
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import METHODS, Name
+from experiments.unlearning.parts import leaderboard_report
 from kd_jax.launch import run
 from kd_jax.launch.config import check_positive
 from kd_jax.launch.stages import Stage
 
-CLAIMS = _leaderboard.CLAIMS
+CLAIMS = leaderboard_report.CLAIMS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,8 @@ class Config(Common):
 
 PRESETS = {
     "smoke": Config(
-        decoder=_language.TINY,
-        data=_questions.Data(forget_authors=1, retain_authors=2, holdout_authors=1, length=64),
+        decoder=lm.TINY,
+        data=qa.Data(forget_authors=1, retain_authors=2, holdout_authors=1, length=64),
         finetune=Learning(rate=1e-2, epochs=16, batch_size=16),
         unlearn=Learning(rate=2e-3, epochs=4, batch_size=16),
         methods=("graddiff", "npo_rt"),
@@ -69,11 +70,9 @@ PRESETS = {
     ),
     "laptop": Config(
         decoder=dataclasses.replace(
-            _language.TINY, width=128, depth=2, heads=4, kv_heads=4, head_dim=32, mlp=256
+            lm.TINY, width=128, depth=2, heads=4, kv_heads=4, head_dim=32, mlp=256
         ),
-        data=_questions.Data(
-            tofu=True, forget_authors=2, retain_authors=6, holdout_authors=2, length=72
-        ),
+        data=qa.Data(tofu=True, forget_authors=2, retain_authors=6, holdout_authors=2, length=72),
         finetune=Learning(rate=3e-3, epochs=20, batch_size=16),
         unlearn=Learning(rate=5e-4, epochs=8, batch_size=8, warmup=0.2),
         methods=(
@@ -101,29 +100,29 @@ PRESETS = {
 def stages(config: Config) -> tuple[Stage, ...]:
     found: list[Stage] = []
     for seed in config.repetitions:
-        opened = _runs.language(config, seed)
+        opened = runs.language(config, seed)
         found += [
-            _runs.finetune(config, opened, seed),
-            _runs.score(config, opened, seed, "finetune"),
-            _runs.retrain(config, opened, seed),
-            _runs.score(config, opened, seed, "retrain"),
-            _runs.reference(config, opened, seed),
+            runs.finetune(config, opened, seed),
+            runs.score(config, opened, seed, "finetune"),
+            runs.retrain(config, opened, seed),
+            runs.score(config, opened, seed, "retrain"),
+            runs.reference(config, opened, seed),
         ]
         for method in config.methods:
             for i, rate in enumerate(config.rates):
-                name = _leaderboard.variant(method, i)
+                name = leaderboard_report.variant(method, i)
                 learning = dataclasses.replace(config.unlearn, rate=config.unlearn.rate * rate)
                 faster = dataclasses.replace(config, unlearn=learning)
                 found += [
-                    _runs.forget(faster, opened, seed, name, METHODS[method]),
-                    _runs.score(config, opened, seed, name),
+                    runs.forget(faster, opened, seed, name, METHODS[method]),
+                    runs.score(config, opened, seed, name),
                 ]
     return tuple(found)
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Path):
     labels = {name: METHODS[name].label for name in config.methods}
-    return _leaderboard.results(labels, config.rates, config.repetitions, artefacts, folder)
+    return leaderboard_report.results(labels, config.rates, config.repetitions, artefacts, folder)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.unlearning import _muse_report, _muse_stages, _passages
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import Make, Setting, ga, with_kl, with_retain
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import Make, Setting, ga, with_kl, with_retain
+from experiments.unlearning.muse import muse_report, muse_stages, plays
 from kd_jax.launch import run
 from kd_jax.launch.config import Settings, check_positive
 from kd_jax.launch.stages import Stage
@@ -43,7 +43,7 @@ from kd_jax.objectives.references import online
 from kd_jax.objectives.unlearn.preference import negative_preference
 from kd_jax.types import Objective
 
-CLAIMS = _muse_report.CLAIMS
+CLAIMS = muse_report.CLAIMS
 
 
 def npo(s: Setting) -> Objective:
@@ -68,7 +68,7 @@ METHODS: dict[Name, Make] = {
 class Config(Settings):
     decoder: tyro.conf.Fixed[tyro.conf.Suppress[DecoderConfig]]
     """The model."""
-    data: _passages.Data = _passages.Data()
+    data: plays.Data = plays.Data()
     finetune: Learning
     """Learning the passages, all of them and (retrained) those to keep."""
     unlearn: Learning
@@ -125,7 +125,7 @@ def _model(width: int, depth: int) -> DecoderConfig:
 PRESETS = {
     "smoke": Config(
         decoder=_model(32, 1),
-        data=_passages.Data(requests=2, forget=8, retain=16, length=48, vocabulary=256),
+        data=plays.Data(requests=2, forget=8, retain=16, length=48, vocabulary=256),
         # Batches divide over eight devices.
         finetune=Learning(rate=1e-2, epochs=16, batch_size=8),
         # One step each, so that all requests share a compilation.
@@ -138,7 +138,7 @@ PRESETS = {
     ),
     "laptop": Config(
         decoder=_model(128, 2),
-        data=_passages.Data(shakespeare=True),
+        data=plays.Data(shakespeare=True),
         finetune=Learning(rate=5e-3, epochs=60, batch_size=16, warmup=0.05),
         unlearn=Learning(rate=1e-3, epochs=10, batch_size=16, warmup=0.0),
         reinforce=Learning(rate=1e-3, epochs=10, batch_size=16, warmup=0.0),
@@ -152,7 +152,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
     for seed in config.repetitions:
         learnt = _learnt_from(config, seed)
         for name in ("target", "retrained"):
-            build = functools.partial(_muse_stages.learning, config, seed, name == "retrained")
+            build = functools.partial(muse_stages.learning, config, seed, name == "retrained")
             found.append(Stage(f"{name}_{seed}", build, (), learnt))
         for method in config.methods:
             found += _unlearnt(config, seed, method, learnt)
@@ -173,7 +173,7 @@ def _requests(config: Config, seed: int, name: str) -> list[tuple[str, str, int,
 def _unlearnt(config: Config, seed: int, method: Name, learnt: Any) -> list[Stage]:
     depends = learnt | {"unlearn": config.unlearn, "beta": config.beta}
     depends |= {"evaluations": config.evaluations}
-    make = functools.partial(_muse_stages.forgetting, config, seed, METHODS[method])
+    make = functools.partial(muse_stages.forgetting, config, seed, METHODS[method])
     return [
         Stage(name, functools.partial(make, start, first, last), (start,), depends)
         for name, start, first, last in _requests(config, seed, method)
@@ -185,9 +185,9 @@ def _negated(config: Config, seed: int, learnt: Any) -> list[Stage]:
     depends, found = learnt | {"reinforce": config.reinforce}, []
     for name, start, first, last in _requests(config, seed, "task_vector"):
         better = name.replace("task_vector", "reinforced")
-        build = functools.partial(_muse_stages.reinforcing, config, seed, start, first, last)
+        build = functools.partial(muse_stages.reinforcing, config, seed, start, first, last)
         found.append(Stage(better, build, (start,), depends))
-        build = functools.partial(_muse_stages.negating, config, start, better, last)
+        build = functools.partial(muse_stages.negating, config, start, better, last)
         found.append(Stage(name, build, (start, better), depends))
     return found
 
@@ -198,7 +198,7 @@ def _learnt_from(config: Config, seed: int) -> dict[str, Any]:
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Any):
-    return _muse_report.results(config, artefacts, folder)
+    return muse_report.results(config, artefacts, folder)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.unlearning import _synthetic, _synthetic_report
-from experiments.unlearning._synthetic import METHODS, Sizes
+from experiments.unlearning.synthetic import study, synthetic_report
+from experiments.unlearning.synthetic.study import METHODS, Sizes
 from kd_jax.launch import run
 from kd_jax.launch.claims import Results
 from kd_jax.launch.config import Settings, check_positive
 from kd_jax.launch.sharding import shard_tree, with_shardings
 from kd_jax.launch.stages import REPLICATED, Compute, Program, Stage
 
-CLAIMS = _synthetic_report.CLAIMS
+CLAIMS = synthetic_report.CLAIMS
 
 
 class Setting(NamedTuple):
@@ -136,18 +136,18 @@ def _seeds(config: Config) -> jax.Array:
 
 
 def _drawing(config: Config) -> Callable[..., Any]:
-    return _synthetic.drawn(
+    return study.drawn(
         Sizes(config.inputs, config.features, config.forget, config.retain, config.test)
     )
 
 
 def _learning(config: Config) -> Callable[..., Any]:
-    return _synthetic.learned(LEARNING_RATE, config.learning_steps)
+    return study.learned(LEARNING_RATE, config.learning_steps)
 
 
 def _unlearning(config: Config, gap: int) -> Compute:
     programs = {
-        name: _synthetic.unlearned(method, config.steps, config.every)
+        name: study.unlearned(method, config.steps, config.every)
         for name, method in METHODS.items()
     }
 
@@ -171,7 +171,7 @@ def _unlearning(config: Config, gap: int) -> Compute:
 
 
 def _sweep(config: Config) -> Compute:
-    program, betas = _synthetic.swept(config.sweep_steps, config.every), jnp.array(BETAS)
+    program, betas = study.swept(config.sweep_steps, config.every), jnp.array(BETAS)
 
     def compute() -> tuple[None, Mapping[str, Any]]:
         """Rows "ga" [seeds, points, 2], "npo" [seeds, betas, points, 2], "apart" [seeds, betas]."""
@@ -202,15 +202,13 @@ def _placed(shapes: Any, mesh: Any) -> Any:
 
 
 def _divergence(config: Config) -> Compute:
-    def samples_of(seed: Any) -> _synthetic.Samples:
-        return _synthetic.nearly_orthogonal(
-            jax.random.key(seed), DIVERGING_SAMPLES, DIVERGING_INPUTS
-        )
+    def samples_of(seed: Any) -> study.Samples:
+        return study.nearly_orthogonal(jax.random.key(seed), DIVERGING_SAMPLES, DIVERGING_INPUTS)
 
     samples = jax.jit(jax.vmap(samples_of))
     programs = {
         label: (
-            _synthetic.diverged(METHODS[name], config.diverging_steps, DIVERGING_EVERY),
+            study.diverged(METHODS[name], config.diverging_steps, DIVERGING_EVERY),
             DIVERGING_RATE,
             beta,
         )
@@ -239,7 +237,7 @@ def _divergence(config: Config) -> Compute:
 def report(config: Config, artefacts: Mapping[str, Any], folder: Any) -> Results:
     along = {gap: _split(artefacts[f"gap_{gap}"].rows) for gap in SETTINGS}
     sweep, diverged = artefacts["sweep"].rows, artefacts["divergence"].rows
-    measured = _synthetic_report.Measured(
+    measured = synthetic_report.Measured(
         along=along,
         steps=config.every * np.arange(config.steps // config.every + 1),
         sweep={f"beta {beta:g}": sweep["npo"][:, i] for i, beta in enumerate(BETAS)}
@@ -249,7 +247,7 @@ def report(config: Config, artefacts: Mapping[str, Any], folder: Any) -> Results
         diverged={label: diverged[label] for label in DIVERGING},
         diverged_steps=DIVERGING_EVERY * np.arange(config.diverging_steps // DIVERGING_EVERY + 1),
     )
-    return _synthetic_report.results(measured, folder)
+    return synthetic_report.results(measured, folder)
 
 
 def _split(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

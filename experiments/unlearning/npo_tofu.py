@@ -22,16 +22,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.unlearning import _language, _questions, _report, _runs
-from experiments.unlearning._config import Common
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import METHODS, Name
+from experiments.unlearning.common import lm, qa, runs
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import METHODS, Name
+from experiments.unlearning.parts import tofu_report
 from kd_jax.launch import run
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import Stage
 from kd_jax.models import sizes
 
-CLAIMS = _report.CLAIMS
+CLAIMS = tofu_report.CLAIMS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,8 @@ class Config(Common):
 
 PRESETS = {
     "smoke": Config(
-        decoder=_language.TINY,
-        data=_questions.Data(forget_authors=1, retain_authors=2, holdout_authors=1, length=64),
+        decoder=lm.TINY,
+        data=qa.Data(forget_authors=1, retain_authors=2, holdout_authors=1, length=64),
         # Batches divide over eight devices.
         finetune=Learning(rate=1e-2, epochs=16, batch_size=16),
         unlearn=Learning(rate=2e-3, epochs=16, batch_size=16),
@@ -63,10 +64,8 @@ PRESETS = {
     "laptop": Config(
         model="smollm2",
         decoder=dataclasses.replace(sizes.SMOLLM2_135M, remat=False),
-        data=_questions.Data(
-            tofu=True, forget_authors=2, retain_authors=6, holdout_authors=2, length=88
-        ),
-        adapter=_language.Adapter(rank=16, alpha=32.0),
+        data=qa.Data(tofu=True, forget_authors=2, retain_authors=6, holdout_authors=2, length=88),
+        adapter=lm.Adapter(rank=16, alpha=32.0),
         finetune=Learning(rate=2e-3, epochs=5, batch_size=8),
         unlearn=Learning(rate=5e-4, epochs=6, batch_size=8, warmup=0.2),
         methods=tuple(METHODS),
@@ -81,7 +80,7 @@ PRESETS = {
     "gpu": Config(
         model="smollm2",
         decoder=dataclasses.replace(sizes.SMOLLM2_135M, dtype="bfloat16"),
-        data=_questions.Data(tofu=True, forget_authors=10, retain_authors=190, length=128),
+        data=qa.Data(tofu=True, forget_authors=10, retain_authors=190, length=128),
         finetune=Learning(rate=1e-4, epochs=5, batch_size=32, warmup=0.2),
         unlearn=Learning(rate=1e-5, epochs=10, batch_size=32, weight_decay=0.01),
         methods=tuple(METHODS),
@@ -99,7 +98,7 @@ PRESETS = {
         mesh=MeshConfig(data=1, fsdp=-1),
         model="Llama-2-7b-chat-hf",
         decoder=sizes.LLAMA2_7B,
-        data=_questions.Data(tofu=True, forget_authors=20, retain_authors=180, length=256),
+        data=qa.Data(tofu=True, forget_authors=20, retain_authors=180, length=256),
         finetune=Learning(rate=1e-5, epochs=5, batch_size=32, warmup=0.2),
         unlearn=Learning(rate=1e-5, epochs=10, batch_size=32),
         evaluations=10,
@@ -112,7 +111,7 @@ PRESETS = {
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    return _runs.standard(config, {name: METHODS[name] for name in config.methods})
+    return runs.standard(config, {name: METHODS[name] for name in config.methods})
 
 
 def export(config: Config, artefacts: Mapping[str, Any], folder: Any) -> None:
@@ -120,13 +119,13 @@ def export(config: Config, artefacts: Mapping[str, Any], folder: Any) -> None:
     name = f"npo_rt_{config.seed}"
     if config.model and config.data.forget and name in artefacts:
         weights = artefacts[name].weights()
-        language = _runs.language(config, config.seed)
-        _language.export(language, weights, make_mesh(config.mesh), folder / "npo_rt")
+        language = runs.language(config, config.seed)
+        lm.export(language, weights, make_mesh(config.mesh), folder / "npo_rt")
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Any):
     methods = {name: METHODS[name] for name in config.methods}
-    return _report.results(methods, config.repetitions, artefacts, folder)
+    return tofu_report.results(methods, config.repetitions, artefacts, folder)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.unlearning import _language, _measuring, _questions, _relearning_report, _runs
-from experiments.unlearning._compared import Compared
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import METHODS
+from experiments.unlearning.common import lm, measuring, qa, runs
+from experiments.unlearning.common.compared import Compared
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import METHODS
+from experiments.unlearning.parts import relearning_report
 from kd_jax.data import sources
 from kd_jax.evaluation.quantisation import round_to_nearest
 from kd_jax.launch import run
@@ -38,7 +39,7 @@ from kd_jax.models import decoder
 
 Found = Mapping[str, Any]
 
-CLAIMS = _relearning_report.CLAIMS
+CLAIMS = relearning_report.CLAIMS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Config(Compared):
             raise ValueError(f"bits: got {said}, takes each once, at least one")
         if any(not 2 <= bits <= 16 for bits in self.bits):
             raise ValueError(f"bits: got {said}, takes 2 to 16")
-        count = _questions.sizes(self.data)[0]
+        count = qa.sizes(self.data)[0]
         if not 0 < round(self.known * count) < count:
             raise ValueError(
                 f"known: got {self.known}, takes a share that leaves some of the {count} answers"
@@ -70,15 +71,15 @@ class Config(Compared):
 
     def attackers(self, seed: int) -> np.ndarray:
         """Places, in what is to be forgotten, of the answers that the attacker has."""
-        count = _questions.sizes(self.data)[0]
+        count = qa.sizes(self.data)[0]
         order = np.random.default_rng(seed).permutation(count)
         return np.sort(order[: round(self.known * count)])
 
 
 PRESETS = {
     "smoke": Config(
-        decoder=_language.TINY,
-        data=_questions.Data(forget_authors=2, retain_authors=2, length=64),
+        decoder=lm.TINY,
+        data=qa.Data(forget_authors=2, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=8, batch_size=16),
         unlearn=Learning(rate=2e-3, epochs=4, batch_size=16),
         methods=("npo_rt",),
@@ -89,8 +90,8 @@ PRESETS = {
         wrong_answers=0,
     ),
     "laptop": Config(
-        decoder=dataclasses.replace(_language.TINY, width=128, depth=2, kv_heads=4, head_dim=32),
-        data=_questions.Data(tofu=True, forget_authors=2, retain_authors=8, length=88),
+        decoder=dataclasses.replace(lm.TINY, width=128, depth=2, kv_heads=4, head_dim=32),
+        data=qa.Data(tofu=True, forget_authors=2, retain_authors=8, length=88),
         finetune=Learning(rate=3e-3, epochs=20, batch_size=16),
         unlearn=Learning(rate=5e-4, epochs=10, batch_size=10, warmup=0.2),
         relearn=Learning(rate=2e-4, epochs=10, batch_size=10),
@@ -106,26 +107,26 @@ PRESETS = {
 def stages(config: Config) -> tuple[Stage, ...]:
     found: list[Stage] = []
     for seed in config.repetitions:
-        language = _runs.language(config, seed)
+        language = runs.language(config, seed)
         trained = [
-            _runs.finetune(config, language, seed),
-            _runs.reference(config, language, seed),
+            runs.finetune(config, language, seed),
+            runs.reference(config, language, seed),
             *(
-                _runs.forget(config.of(name), language, seed, name, METHODS[name])
+                runs.forget(config.of(name), language, seed, name, METHODS[name])
                 for name in config.methods
             ),
-            _runs.retrain(config, language, seed),
+            runs.retrain(config, language, seed),
         ]
         unlearned = (*config.methods, "retrain")
         found += trained
         found += [_relearning(config, language, seed, name) for name in unlearned]
         for name in ("finetune", *unlearned):
-            found.append(_runs.score(config, language, seed, name))
+            found.append(runs.score(config, language, seed, name))
             found += [_rounding(config, language, seed, name, bits) for bits in config.bits]
     return tuple(found)
 
 
-def _relearning(config: Config, language: _language.Language, seed: int, name: str) -> Stage:
+def _relearning(config: Config, language: lm.Language, seed: int, name: str) -> Stage:
     """Training on the answers that the attacker has; all forgotten answers are measured."""
     model = f"{name}_{seed}"
 
@@ -134,17 +135,17 @@ def _relearning(config: Config, language: _language.Language, seed: int, name: s
 
         @functools.cache
         def source() -> sources.Source:
-            forget = _questions.load(config.data).forget
+            forget = qa.load(config.data).forget
             records = [forget[i] for i in chosen]
             size = config.relearn.batch_size
-            return _runs.answer_source(config, language, records, seed, size)
+            return runs.answer_source(config, language, records, seed, size)
 
-        return _runs.training(
+        return runs.training(
             config,
             language,
             seed,
             start=found[model].weights(),
-            objective=_runs.answers_nll,
+            objective=runs.answers_nll,
             learning=config.relearn,
             count=len(chosen),
             source=source,
@@ -155,19 +156,17 @@ def _relearning(config: Config, language: _language.Language, seed: int, name: s
     return Stage(f"{name}_relearned_{seed}", build, (model,), depends)
 
 
-def _rounding(
-    config: Config, language: _language.Language, seed: int, name: str, bits: int
-) -> Stage:
+def _rounding(config: Config, language: lm.Language, seed: int, name: str, bits: int) -> Stage:
     """The score of the model with its matrices rounded to so many bits."""
     model, rules = f"{name}_{seed}", decoder.rules(language.config)
     attack = functools.partial(round_to_nearest, bits=bits)
-    scored = _runs.score(config, language, seed, name)
+    scored = runs.score(config, language, seed, name)
 
     def build(found: Found) -> Compute:
         def measure() -> tuple[None, Mapping[str, Any]]:
             mesh = make_mesh(config.mesh)
             weights = jax.jit(attack)(materialise(found[model].weights(), mesh, rules))
-            return None, _measuring.figures(config, language, weights, mesh)
+            return None, measuring.figures(config, language, weights, mesh)
 
         def plan(mesh: Any) -> Mapping[str, Program]:
             shapes = shapes_on(found[model].weights(), mesh, rules)
@@ -183,7 +182,7 @@ def report(config: Config, artefacts: Found, folder: Path) -> Results:
     labels = {"finetune": "fine-tuned"}
     labels |= {name: METHODS[name].label for name in config.methods}
     labels["retrain"] = "retrained"
-    return _relearning_report.results(
+    return relearning_report.results(
         labels,
         {seed: config.attackers(seed) for seed in config.repetitions},
         config.bits,

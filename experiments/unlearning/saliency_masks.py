@@ -24,11 +24,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.unlearning import _language, _masks, _masks_report, _questions, _runs
-from experiments.unlearning._config import Common
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._masks_report import Variant
-from experiments.unlearning._methods import METHODS, Method, Setting, kept
+from experiments.unlearning.common import lm, qa, runs
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import METHODS, Method, Setting, kept
+from experiments.unlearning.parts import masks, masks_report
+from experiments.unlearning.parts.masks_report import Variant
 from kd_jax.attribution.accumulate import gradient_sum
 from kd_jax.data import arrays, order, pairs, shapes, sources
 from kd_jax.gradients import masked
@@ -46,12 +47,12 @@ from kd_jax.types import Objective
 
 Found = Mapping[str, Any]
 
-CLAIMS = _masks_report.CLAIMS
+CLAIMS = masks_report.CLAIMS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Common):
-    scores: tuple[_masks.Name, ...] = ("random", "magnitude", "saliency", "wagle")
+    scores: tuple[masks.Name, ...] = ("random", "magnitude", "saliency", "wagle")
     """What chooses the weights that may move."""
     ratios: tuple[float, ...] = (0.05, 0.2, 0.8)
     """Shares of all weights that may move, in whole percents."""
@@ -75,13 +76,13 @@ class Config(Common):
     def variants(self) -> dict[str, Variant]:
         """The trainings that are compared, by the names of their stages."""
         labels = self.labels and bool(self.data.perturbed)
-        return _masks_report.variants(self.scores, self.ratios, labels)
+        return masks_report.variants(self.scores, self.ratios, labels)
 
 
 PRESETS = {
     "smoke": Config(
-        decoder=_language.TINY,
-        data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
+        decoder=lm.TINY,
+        data=qa.Data(forget_authors=1, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=8, batch_size=16),
         unlearn=Learning(rate=1e-3, epochs=4, batch_size=16),
         scores=("wagle",),
@@ -92,8 +93,8 @@ PRESETS = {
         wrong_answers=1,
     ),
     "laptop": Config(
-        decoder=dataclasses.replace(_language.TINY, width=96, depth=2, mlp=192),
-        data=_questions.Data(tofu=True, forget_authors=1, retain_authors=4, length=64),
+        decoder=dataclasses.replace(lm.TINY, width=96, depth=2, mlp=192),
+        data=qa.Data(tofu=True, forget_authors=1, retain_authors=4, length=64),
         finetune=Learning(rate=5e-3, epochs=25, batch_size=10),
         unlearn=Learning(rate=1e-3, epochs=24, batch_size=10),
         evaluations=24,
@@ -108,33 +109,33 @@ PRESETS = {
 def stages(config: Config) -> tuple[Stage, ...]:
     found: list[Stage] = []
     for seed in config.repetitions:
-        language = _runs.language(config, seed)
+        language = runs.language(config, seed)
         found += [
-            _runs.finetune(config, language, seed),
-            _runs.score(config, language, seed, "finetune"),
-            _runs.reference(config, language, seed),
+            runs.finetune(config, language, seed),
+            runs.score(config, language, seed, "finetune"),
+            runs.reference(config, language, seed),
             *(_gradient(config, language, seed, part) for part in ("forget", "retain")),
         ]
         for name, variant in config.variants.items():
             found += _unlearning(config, language, seed, name, variant)
         found += [
-            _runs.retrain(config, language, seed),
-            _runs.score(config, language, seed, "retrain"),
+            runs.retrain(config, language, seed),
+            runs.score(config, language, seed, "retrain"),
         ]
     return tuple(found)
 
 
-def _gradient(config: Config, language: _language.Language, seed: int, part: str) -> Stage:
+def _gradient(config: Config, language: lm.Language, seed: int, part: str) -> Stage:
     """The sum over one pass of the gradients of the batches' losses, before unlearning."""
     size, length = config.unlearn.batch_size, config.data.length
-    counts = _questions.sizes(config.data)
+    counts = qa.sizes(config.data)
     steps = -(-counts[("forget", "retain").index(part)] // size)
 
     def build(found: Found) -> Training:
         @functools.cache
         def source() -> sources.Source:
-            records = getattr(_questions.load(config.data), part)
-            rows = _questions.answer_rows(language.tokenizer(), records, length)
+            records = getattr(qa.load(config.data), part)
+            rows = qa.answer_rows(language.tokenizer(), records, length)
             rows = arrays.pad_rows(rows, steps * size)
             return sources.array_batches(
                 rows, seed=seed, name=part, batch_size=size, draw=order.sequential
@@ -157,26 +158,26 @@ def _gradient(config: Config, language: _language.Language, seed: int, part: str
 
 
 def _unlearning(
-    config: Config, language: _language.Language, seed: int, name: str, variant: Variant
+    config: Config, language: lm.Language, seed: int, name: str, variant: Variant
 ) -> tuple[Stage, Stage]:
     """The unlearned model, and its score with the number of weights that have moved."""
     method = METHODS["graddiff"]
     if variant.labels:
         objective = functools.partial(_random_labels, seed)
         method = Method("random labels", "labels", objective)
-    plain = _runs.forget(config, language, seed, name, method)
-    scored = _runs.score(config, language, seed, name)
+    plain = runs.forget(config, language, seed, name, method)
+    scored = runs.score(config, language, seed, name)
     rules = decoder.rules(language.config)
     before = (f"finetune_{seed}", f"forget_gradient_{seed}", f"retain_gradient_{seed}")
 
-    def mask(found: Found, score: _masks.Name) -> Weights:
+    def mask(found: Found, score: masks.Name) -> Weights:
         parts = (found[stage].weights() for stage in before)
-        return _masks.mask(score, *parts, ratio=variant.ratio, gamma=config.gamma, seed=seed)
+        return masks.mask(score, *parts, ratio=variant.ratio, gamma=config.gamma, seed=seed)
 
     def forgetting(found: Found) -> Any:
         if variant.score is None:
             return plain.build(found)
-        return _runs.forget(
+        return runs.forget(
             config,
             language,
             seed,
@@ -202,7 +203,7 @@ def _unlearning(
             mesh = make_mesh(config.mesh)
             models = [found[stage].weights() for stage in (before[0], f"{name}_{seed}")]
             trees = [materialise(tree, mesh, rules) for tree in (*models, mask(found, chosen))]
-            return None, {**compute.run()[1], **_masks.moved(*trees)}
+            return None, {**compute.run()[1], **masks.moved(*trees)}
 
         return compute._replace(run=measure)
 
@@ -223,25 +224,23 @@ def _random_labels(seed: int, s: Setting) -> Objective:
     return add({"forget": on("forget", drawn), "retain": kept(s)})
 
 
-def _with_options(
-    config: Config, language: _language.Language, seed: int, training: Training
-) -> Training:
+def _with_options(config: Config, language: lm.Language, seed: int, training: Training) -> Training:
     """The training on questions to forget that come with all their answers, [B, O, T]."""
     size, length, count = training.batch_size, config.data.length, 1 + config.data.perturbed
 
     @functools.cache
     def source() -> sources.Source:
-        questions, tokenizer = _questions.load(config.data), language.tokenizer()
+        questions, tokenizer = qa.load(config.data), language.tokenizer()
         answers = [[r["answer"], *r["perturbed_answer"][: count - 1]] for r in questions.forget]
         each = [
-            _questions.rows(tokenizer, questions.forget, [a[i] for a in answers], length)
+            qa.rows(tokenizer, questions.forget, [a[i] for a in answers], length)
             for i in range(count)
         ]
         forget = {
             name: np.stack([rows[name] for rows in each], 1) if x.ndim > 1 else x
             for name, x in each[0].items()
         }
-        retain = _questions.answer_rows(tokenizer, questions.retain, length)
+        retain = qa.answer_rows(tokenizer, questions.retain, length)
         return pairs.forget_retain(
             {"forget": forget}, {"retain": retain}, seed=seed, batch_size=size
         )
@@ -258,7 +257,7 @@ def _with_options(
 
 
 def report(config: Config, artefacts: Found, folder: Any):
-    return _masks_report.results(config.variants, config.repetitions, artefacts, folder)
+    return masks_report.results(config.variants, config.repetitions, artefacts, folder)
 
 
 if __name__ == "__main__":

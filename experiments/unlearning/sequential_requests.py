@@ -23,16 +23,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.unlearning import _language, _measuring, _questions, _requests_report, _runs
-from experiments.unlearning._compared import Compared
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import METHODS, Name
+from experiments.unlearning.common import lm, measuring, qa, runs
+from experiments.unlearning.common.compared import Compared
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import METHODS, Name
+from experiments.unlearning.parts import requests_report
 from kd_jax.data import sources
 from kd_jax.launch import requests, run
 from kd_jax.launch.claims import Results
 from kd_jax.launch.stages import Stage, Training
 
-CLAIMS = _requests_report.CLAIMS
+CLAIMS = requests_report.CLAIMS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Config(Compared):
         super().__post_init__()
         if self.requests < 2:
             raise ValueError(f"requests: got {self.requests}, takes at least 2")
-        count = _questions.sizes(self.data)[0]
+        count = qa.sizes(self.data)[0]
         if count % self.requests:
             raise ValueError(
                 f"requests: got {self.requests}, takes divisors of the {count} questions to forget"
@@ -53,14 +54,14 @@ class Config(Compared):
     @property
     def asked(self) -> tuple[slice, ...]:
         """The questions of each request, as places in what is to be forgotten."""
-        size = _questions.sizes(self.data)[0] // self.requests
+        size = qa.sizes(self.data)[0] // self.requests
         return tuple(slice(i * size, (i + 1) * size) for i in range(self.requests))
 
 
 PRESETS = {
     "smoke": Config(
-        decoder=_language.TINY,
-        data=_questions.Data(forget_authors=2, retain_authors=2, length=64),
+        decoder=lm.TINY,
+        data=qa.Data(forget_authors=2, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=8, batch_size=16),
         unlearn=Learning(rate=2e-3, epochs=4, batch_size=16),
         methods=("npo_rt",),
@@ -70,8 +71,8 @@ PRESETS = {
         wrong_answers=0,
     ),
     "laptop": Config(
-        decoder=dataclasses.replace(_language.TINY, width=128, depth=2, kv_heads=4, head_dim=32),
-        data=_questions.Data(tofu=True, forget_authors=4, retain_authors=8, length=88),
+        decoder=dataclasses.replace(lm.TINY, width=128, depth=2, kv_heads=4, head_dim=32),
+        data=qa.Data(tofu=True, forget_authors=4, retain_authors=8, length=88),
         finetune=Learning(rate=3e-3, epochs=20, batch_size=16),
         unlearn=Learning(rate=5e-4, epochs=10, batch_size=10, warmup=0.2),
         methods=("graddiff", "npo_rt", "simnpo"),
@@ -87,42 +88,42 @@ PRESETS = {
 def stages(config: Config) -> tuple[Stage, ...]:
     found: list[Stage] = []
     for seed in config.repetitions:
-        language = _runs.language(config, seed)
+        language = runs.language(config, seed)
         found += [
-            _runs.finetune(config, language, seed),
-            _runs.score(config, language, seed, "finetune"),
+            runs.finetune(config, language, seed),
+            runs.score(config, language, seed, "finetune"),
         ]
         for method in config.methods:
             names = [f"{method}_{i + 1}_{seed}" for i in range(config.requests)]
             asked = functools.partial(_request, config.of(method), language, seed, method)
             found += requests.stream(f"finetune_{seed}", names, asked)
         found += [
-            _runs.retrain(config, language, seed),
-            _runs.score(config, language, seed, "retrain"),
+            runs.retrain(config, language, seed),
+            runs.score(config, language, seed, "retrain"),
         ]
     return tuple(found)
 
 
 def _request(
-    config: Config, language: _language.Language, seed: int, method: Name, request: requests.Request
+    config: Config, language: lm.Language, seed: int, method: Name, request: requests.Request
 ) -> Sequence[Stage]:
     """One request: the reference's log-probabilities, the forgetting, and its score."""
     part, made = config.asked[request.number], METHODS[method]
     chosen = {"part": [part.start, part.stop]}
     stored = f"{request.result}_reference"
 
-    def records(questions: _questions.Questions) -> _runs.Records:
+    def records(questions: qa.Questions) -> runs.Records:
         return questions.forget[part]
 
     def build(found: Mapping[str, Any]) -> Training:
         @functools.cache
         def source() -> sources.Source:
-            questions = _questions.load(config.data)
+            questions = qa.load(config.data)
             only = questions._replace(forget=records(questions))
             reference, start = found[stored], found[request.start]
-            return _runs.forget_source(config, language, seed, made.parts, only, reference, start)
+            return runs.forget_source(config, language, seed, made.parts, only, reference, start)
 
-        return _runs.training(
+        return runs.training(
             config,
             language,
             seed,
@@ -135,17 +136,17 @@ def _request(
             reads_reference=made.reference,
         )
 
-    depends = _runs.unlearnt_from(config, seed) | {"method": method} | chosen
+    depends = runs.unlearnt_from(config, seed) | {"method": method} | chosen
     return (
-        _measuring.reference(config, language, seed, stored, request.start, records, chosen),
+        measuring.reference(config, language, seed, stored, request.start, records, chosen),
         Stage(request.result, build, (request.start, stored), depends),
-        _runs.score(config, language, seed, request.result.removesuffix(f"_{seed}")),
+        runs.score(config, language, seed, request.result.removesuffix(f"_{seed}")),
     )
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Path) -> Results:
     labels = {name: METHODS[name].label for name in config.methods}
-    return _requests_report.results(labels, config.asked, config.repetitions, artefacts, folder)
+    return requests_report.results(labels, config.asked, config.repetitions, artefacts, folder)
 
 
 if __name__ == "__main__":

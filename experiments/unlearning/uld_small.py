@@ -26,12 +26,13 @@ from typing import Any
 
 import jax
 
-from experiments.unlearning import _language, _questions, _runs, _uld_report
-from experiments.unlearning._config import Common
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._logit_difference import WHOLE, Difference, augmented
-from experiments.unlearning._methods import METHODS, Setting
-from experiments.unlearning._uld_report import BASELINES, VARIANTS, Variant
+from experiments.unlearning.common import lm, qa, runs
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import METHODS, Setting
+from experiments.unlearning.parts import uld_report
+from experiments.unlearning.parts.logit_difference import WHOLE, Difference, augmented
+from experiments.unlearning.parts.uld_report import BASELINES, VARIANTS, Variant
 from kd_jax import trees
 from kd_jax.data import shapes, sources
 from kd_jax.launch import run
@@ -43,7 +44,7 @@ from kd_jax.models.truncated import truncated, truncated_config
 from kd_jax.objectives.unlearn.assistant import assistant_training
 from kd_jax.types import Objective
 
-CLAIMS = _uld_report.CLAIMS
+CLAIMS = uld_report.CLAIMS
 Found = Mapping[str, Any]
 
 
@@ -74,7 +75,7 @@ class Config(Common):
                 "data.forget: takes none here; the assistant's data are augmented by paraphrases "
                 "and wrong answers, which authors come with"
             )
-        most = _questions.PERTURBED - 1
+        most = qa.PERTURBED - 1
         if not 1 <= self.wrong_answers <= most:
             raise ValueError(
                 f"wrong_answers: got {self.wrong_answers}, takes 1 to {most}: the assistant is "
@@ -88,10 +89,8 @@ class Config(Common):
 PRESETS = {
     "smoke": Config(
         # Scanned: one layer is compiled, and the assistant's is a slice of it.
-        decoder=dataclasses.replace(
-            _language.TINY, width=32, depth=2, mlp=64, head_dim=8, scan=True
-        ),
-        data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
+        decoder=dataclasses.replace(lm.TINY, width=32, depth=2, mlp=64, head_dim=8, scan=True),
+        data=qa.Data(forget_authors=1, retain_authors=2, length=64),
         finetune=Learning(rate=1e-2, epochs=8, batch_size=16),
         unlearn=Learning(rate=2e-3, epochs=2, batch_size=16),
         assistant=Learning(rate=5e-3, epochs=2, batch_size=16),
@@ -100,10 +99,8 @@ PRESETS = {
         wrong_answers=1,
     ),
     "laptop": Config(
-        decoder=dataclasses.replace(
-            _language.TINY, width=96, depth=3, kv_heads=4, head_dim=24, mlp=192
-        ),
-        data=_questions.Data(tofu=True, forget_authors=2, retain_authors=5, length=72),
+        decoder=dataclasses.replace(lm.TINY, width=96, depth=3, kv_heads=4, head_dim=24, mlp=192),
+        data=qa.Data(tofu=True, forget_authors=2, retain_authors=5, length=72),
         finetune=Learning(rate=4e-3, epochs=45, batch_size=16),
         unlearn=Learning(rate=5e-4, epochs=20, batch_size=8, warmup=0.2),
         assistant=Learning(rate=3e-3, epochs=20, batch_size=8),
@@ -118,18 +115,18 @@ PRESETS = {
 def stages(config: Config) -> tuple[Stage, ...]:
     found: list[Stage] = []
     for seed in config.repetitions:
-        language = _runs.language(config, seed)
+        language = runs.language(config, seed)
         found += [
-            _runs.finetune(config, language, seed),
-            _runs.score(config, language, seed, "finetune"),
-            _runs.retrain(config, language, seed),
-            _runs.score(config, language, seed, "retrain"),
-            _runs.reference(config, language, seed),
+            runs.finetune(config, language, seed),
+            runs.score(config, language, seed, "finetune"),
+            runs.retrain(config, language, seed),
+            runs.score(config, language, seed, "retrain"),
+            runs.reference(config, language, seed),
         ]
         for name in BASELINES:
             found += [
-                _runs.forget(config, language, seed, name, METHODS[name]),
-                _runs.score(config, language, seed, name),
+                runs.forget(config, language, seed, name, METHODS[name]),
+                runs.score(config, language, seed, name),
             ]
         both = _opened(config, language)
         found += [_start(config, both, seed)]
@@ -138,7 +135,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
     return tuple(found)
 
 
-def _opened(config: Config, language: _language.Language) -> Difference:
+def _opened(config: Config, language: lm.Language) -> Difference:
     """The model, and the architecture of its assistant; the weights of that are `_start`'s."""
     depth = max(1, round(config.share * language.config.depth))
     small = truncated_config(language.config, depth)
@@ -172,7 +169,7 @@ def _remember(
     config: Config, both: Difference, seed: int, name: str, variant: Variant
 ) -> tuple[Stage, Stage]:
     """The assistant's training, and the scores of the model without what it remembers."""
-    learning, count = config.assistant, _questions.sizes(config.data)[0]
+    learning, count = config.assistant, qa.sizes(config.data)[0]
     before, small = f"finetune_{seed}", both.assistant
 
     def training(found: Found) -> Training:
@@ -187,7 +184,7 @@ def _remember(
                 batch_size=learning.batch_size,
             )
 
-        made = _runs.training(
+        made = runs.training(
             config,
             small,
             seed,
@@ -199,7 +196,7 @@ def _remember(
             frozen={WHOLE: found[before].weights()},
             frozen_rules={WHOLE: decoder.rules(both.whole.config)},
         )
-        policy = _language.tuning(config.adapter, small.config, small.weights, seed).policy
+        policy = lm.tuning(config.adapter, small.config, small.weights, seed).policy
         rows = shapes.text(learning.batch_size, config.data.length)
         return made._replace(
             evaluations=(both.along_training(policy, learning.steps(count)),),
@@ -210,7 +207,7 @@ def _remember(
         return both.finished(found[before], found[f"{name}_{seed}"])
 
     combined = {"weight": config.weight, "top": config.top}
-    depends = _runs.unlearnt_from(config, seed) | {"assistant": learning, "variant": variant}
+    depends = runs.unlearnt_from(config, seed) | {"assistant": learning, "variant": variant}
     depends |= {"uniform": config.uniform, "wrong": config.wrong_answers} | combined
     measured = {"keep": config.evaluate_retain, "wrong": config.wrong} | combined
     return (
@@ -225,20 +222,20 @@ def _objective(uniform: float, s: Setting) -> Objective:
 
 def trained(config: Config) -> dict[str, int]:
     """How many parameters are trained: by the methods that train the model, and by ULD."""
-    both = _opened(config, _runs.language(config, config.seed))
+    both = _opened(config, runs.language(config, config.seed))
     start = both.whole.weights
     first = start._replace(abstract=_shapes(both, start.abstract))
     parts = {"model": (both.whole, start), "assistant": (both.assistant, first)}
     return {
         name: trees.size(
-            _language.tuning(config.adapter, opened.config, weights, config.seed).weights.abstract
+            lm.tuning(config.adapter, opened.config, weights, config.seed).weights.abstract
         )
         for name, (opened, weights) in parts.items()
     }
 
 
 def report(config: Config, artefacts: Found, folder: Any):
-    return _uld_report.results(artefacts, trained(config), config.repetitions, folder)
+    return uld_report.results(artefacts, trained(config), config.repetitions, folder)
 
 
 if __name__ == "__main__":

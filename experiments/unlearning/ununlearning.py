@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning import _contexts, _language, _questions, _results, _runs
-from experiments.unlearning._config import Common
-from experiments.unlearning._contexts import CONTROL, KINDS, PLAIN
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import METHODS
+from experiments.unlearning.common import lm, qa, reporting, runs
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import METHODS
+from experiments.unlearning.parts import prompts
+from experiments.unlearning.parts.prompts import CONTROL, KINDS, PLAIN
 from kd_jax.evaluation.intervals import bootstrap_interval
 from kd_jax.evaluation.reintroduction import gains
 from kd_jax.launch import plots, run
@@ -117,8 +118,8 @@ class Config(Common):
 
 PRESETS = {
     "smoke": Config(
-        decoder=_language.TINY,
-        data=_questions.Data(forget_authors=1, retain_authors=2, length=64),
+        decoder=lm.TINY,
+        data=qa.Data(forget_authors=1, retain_authors=2, length=64),
         # Batches divide over eight devices.
         finetune=Learning(rate=1e-2, epochs=8, batch_size=16),
         unlearn=Learning(rate=2e-3, epochs=8, batch_size=16),
@@ -132,8 +133,8 @@ PRESETS = {
     "laptop": Config(
         model="smollm2",
         decoder=dataclasses.replace(sizes.SMOLLM2_135M, remat=False),
-        data=_questions.Data(tofu=True, forget_authors=1, retain_authors=2, length=80),
-        adapter=_language.Adapter(rank=16, alpha=32.0),
+        data=qa.Data(tofu=True, forget_authors=1, retain_authors=2, length=80),
+        adapter=lm.Adapter(rank=16, alpha=32.0),
         finetune=Learning(rate=2e-3, epochs=5, batch_size=8),
         unlearn=Learning(rate=5e-4, epochs=10, batch_size=8, warmup=0.2),
         evaluations=1,
@@ -147,9 +148,9 @@ PRESETS = {
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    found = _runs.standard(config, {"npo_rt": METHODS["npo_rt"]})
+    found = runs.standard(config, {"npo_rt": METHODS["npo_rt"]})
     return found + tuple(
-        _contexts.stage(config, _runs.language(config, seed), seed, name, config.context)
+        prompts.stage(config, runs.language(config, seed), seed, name, config.context)
         for seed in config.repetitions
         for name in MODELS
     )
@@ -157,8 +158,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
 def report(config: Config, artefacts: Mapping[str, Artefact], folder: Path) -> Results:
     found = {
-        name: [artefacts[f"{name}_{seed}_contexts"] for seed in config.repetitions]
-        for name in MODELS
+        name: [artefacts[f"{name}_{seed}_contexts"] for seed in config.repetitions] for name in MODELS
     }
     figures = {
         score: {
@@ -192,7 +192,7 @@ def report(config: Config, artefacts: Mapping[str, Artefact], folder: Path) -> R
         for part in (figures, net)
     )
     tables = [
-        _results.table(artefacts, MODELS, config.repetitions, title),
+        reporting.table(artefacts, MODELS, config.repetitions, title),
         Table(
             "ROUGE-L recall of what is written, by context",
             [*rows["rouge"], {"model": "the context itself", **_labelled(copied)}],
@@ -213,7 +213,7 @@ def _mean(
     each = [np.asarray(read(artefact.rows), np.float64) for artefact in found]
     if len(each) == 1:
         return Effect(*bootstrap_interval(each[0], seed=0))
-    return _results.over_seeds([float(x.mean()) for x in each])
+    return reporting.over_seeds([float(x.mean()) for x in each])
 
 
 def _net_gain(found: Sequence[Artefact], score: str, kind: str) -> Effect:
@@ -235,7 +235,7 @@ def _plain(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _labelled(row: Mapping[str, Effect]) -> dict[str, Effect | float]:
-    return {KINDS[kind]: _results.shown(effect) for kind, effect in row.items()}
+    return {KINDS[kind]: reporting.shown(effect) for kind, effect in row.items()}
 
 
 def _plots(figures: Mapping[str, Any], net: Mapping[str, Any], folder: Path) -> dict[str, Path]:

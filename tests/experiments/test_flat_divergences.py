@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 from support.experiment_checks import Made, changed, outline, refusal, verdicts
 
-from experiments.unlearning import _flat_divergences, flat_divergences
+from experiments.unlearning import flat_divergences
 from experiments.unlearning.flat_divergences import METHODS
+from experiments.unlearning.parts import flat_report
 
 SMOKE = flat_divergences.PRESETS["smoke"]
 LABELS = {name: method.label for name, method in METHODS.items()}
@@ -40,7 +41,7 @@ def test_what_a_stage_depends_on():
 
 def test_no_method_sees_what_is_to_be_kept():
     assert {name for name, method in METHODS.items() if "retain" in method.parts} == set()
-    assert all(METHODS[n].parts == ("forget", "refusal") for n in _flat_divergences.FLAT)
+    assert all(METHODS[n].parts == ("forget", "refusal") for n in flat_report.FLAT)
 
 
 @pytest.mark.parametrize(
@@ -67,12 +68,12 @@ def training(forget, retain):
 def test_where_a_level_is_first_crossed():
     made = training((0.8, 0.6, 0.2, 0.5, 0.1), (0.9, 0.9, 0.7, 0.8, 0.1))
     # 0.4 lies halfway between the second and the third measurement.
-    step, kept = _flat_divergences.crossing(made, 0.5)
+    step, kept = flat_report.crossing(made, 0.5)
     assert step == pytest.approx(15) and kept == pytest.approx(0.8 / 0.9)
     # Exactly at a measurement; and the first time, although it comes back.
-    assert _flat_divergences.crossing(made, 0.25) == pytest.approx((10.0, 1.0))
-    assert _flat_divergences.crossing(made, 0.75) == pytest.approx((20.0, 0.7 / 0.9))
-    assert _flat_divergences.crossing(made, 0.9) is None
+    assert flat_report.crossing(made, 0.25) == pytest.approx((10.0, 1.0))
+    assert flat_report.crossing(made, 0.75) == pytest.approx((20.0, 0.7 / 0.9))
+    assert flat_report.crossing(made, 0.9) is None
 
 
 def artefacts(kept, names):
@@ -108,9 +109,7 @@ CASES = [
 def test_claims_on_trainings_made_by_hand(tmp_path, kept, expected):
     kept = dict(zip(ORDER, kept, strict=True))
     labels = {name: LABELS[name] for name in kept}
-    results = _flat_divergences.results(
-        labels, (0.5, 0.25), range(2), artefacts(kept, labels), tmp_path
-    )
+    results = flat_report.results(labels, (0.5, 0.25), range(2), artefacts(kept, labels), tmp_path)
     assert verdicts(flat_divergences, results) == expected
     assert verdicts(flat_divergences, results, "smoke") == ["not tested"] * 4
     tv = kept["flat_tv"]
@@ -127,5 +126,5 @@ def test_a_claim_about_a_method_that_was_not_run_is_not_tested_and_seeds_may_dis
     names = {name: LABELS[name] for name in ("flat_tv", "ga")}
     found = artefacts({"flat_tv": 0.6, "ga": 0.5}, names)
     found["ga_1"] = training((0.8, 0.4, 0.1), (0.9, 0.9 * 0.7, 0.1))
-    results = _flat_divergences.results(names, (0.5,), range(2), found, tmp_path)
+    results = flat_report.results(names, (0.5,), range(2), found, tmp_path)
     assert verdicts(flat_divergences, results) == ["inconclusive"] + ["not tested"] * 3

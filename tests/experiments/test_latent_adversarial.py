@@ -8,7 +8,9 @@ import pytest
 from support.config_reads import unread_fields
 from support.experiment_checks import Made, changed, outline, refusal, verdicts
 
-from experiments.unlearning import _latent_report, _questions, _runs, latent_adversarial
+from experiments.unlearning import latent_adversarial
+from experiments.unlearning.common import qa, runs
+from experiments.unlearning.parts import latent_report
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Results
 from kd_jax.launch.mesh import make_mesh
@@ -73,7 +75,7 @@ def test_bad_values_are_refused_by_name(argv, said):
 
 
 def planned(config):
-    language = _runs.language(config, 0)
+    language = runs.language(config, 0)
     return {
         f"{name}_0": Artefact(f"{name}_0", "", None, language.weights.abstract)
         for name in ("finetune", *MODELS)
@@ -104,13 +106,13 @@ def test_half_of_the_questions_is_relearned():
     found = {stage.name: stage for stage in latent_adversarial.stages(SMOKE)}
     training = found["plain_relearned_0"].build(planned(SMOKE))
     assert training.steps == SMOKE.relearn.steps(10)
-    tokenizer = _runs.language(SMOKE, 0).tokenizer()
+    tokenizer = runs.language(SMOKE, 0).tokenizer()
     batch = training.batches(0, slice(0, 8))
     drawn = {
         tokenizer.decode(targets[weights == 1], skip_special=True).strip()
         for targets, weights in zip(batch["targets"], batch["weights"], strict=True)
     }
-    answers = [record["answer"] for record in _questions.load(SMOKE.data).forget]
+    answers = [record["answer"] for record in qa.load(SMOKE.data).forget]
     assert drawn <= set(answers[::2])
 
 
@@ -149,7 +151,7 @@ CASES = [
 def test_claims_on_rows_made_by_hand(tmp_path, chances, kept, expected):
     for seeds in (3, 1):  # over seeds, over questions
         artefacts = made(chances, chances, kept, seeds)
-        results = _latent_report.results(artefacts, 1.5, (0.5, 1.0), range(seeds), tmp_path)
+        results = latent_report.results(artefacts, 1.5, (0.5, 1.0), range(seeds), tmp_path)
         assert verdicts(latent_adversarial, results) == expected
         assert verdicts(latent_adversarial, results, "smoke") == ["not tested"] * 3
         effect = results.values["effects"]["relearned"]["estimate"]

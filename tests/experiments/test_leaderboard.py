@@ -8,7 +8,8 @@ import pytest
 from support.config_reads import unread_fields
 from support.experiment_checks import Made, changed, help_of, outline, refusal, verdicts
 
-from experiments.unlearning import _leaderboard, leaderboard
+from experiments.unlearning import leaderboard
+from experiments.unlearning.parts import leaderboard_report
 from kd_jax.launch import cli
 from kd_jax.launch.claims import Results
 
@@ -86,7 +87,7 @@ def test_bad_values_are_refused_by_name(flag, values, said):
 def score(forget: float, retain: float, seed: int = 0, **others: float) -> Made:
     """Every measure of a part has the same value."""
     parts = {"forget": forget, "retain": retain}
-    values = {f"{p}_{m}": x for p, x in parts.items() for m in _leaderboard.MEASURES}
+    values = {f"{p}_{m}": x for p, x in parts.items() for m in leaderboard_report.MEASURES}
     values |= {"min_k_auc": 0.5, "retain_utility": retain} | others
     spread = np.random.default_rng(seed).uniform(0.5, 1.5, 40)
     rows = {f"{p}_truth_ratio": spread * (1 + x) for p, x in parts.items()}
@@ -107,7 +108,7 @@ def made(ends: Mapping[str, tuple[float, float]], rates: int = 1, seeds: int = 3
         for name, (forget, retain) in ends.items():
             for i in range(rates):
                 end = (forget + shake, retain) if i == 0 else (0.9 + shake, 0.9)
-                found[f"{_leaderboard.variant(name, i)}_{seed}_score"] = score(*end, seed + 9)
+                found[f"{leaderboard_report.variant(name, i)}_{seed}_score"] = score(*end, seed + 9)
     return found
 
 
@@ -146,8 +147,8 @@ def test_a_rate_is_chosen_by_the_other_seeds():
     # Rate 0 is best in the first seed, and bad in the others: of those it is chosen (0 + 9 < 10),
     # and of the first it is not (9 + 9 > 10).
     gaps = np.array([[0.0, 9.0, 9.0], [5.0, 5.0, 5.0]])
-    assert _leaderboard._best_elsewhere(gaps) == [1, 0, 0]
-    assert _leaderboard._best_elsewhere(np.array([[4.0], [3.0], [5.0]])) == [1]
+    assert leaderboard_report._best_elsewhere(gaps) == [1, 0, 0]
+    assert leaderboard_report._best_elsewhere(np.array([[4.0], [3.0], [5.0]])) == [1]
 
 
 def test_one_seed_alone_has_no_interval_and_no_gap_between_retrained(tmp_path):

@@ -16,7 +16,8 @@ from support.experiment_checks import (
     verdicts,
 )
 
-from experiments.unlearning import _muse, _passages, muse_small
+from experiments.unlearning import muse_small
+from experiments.unlearning.muse import measures, plays
 from kd_jax.launch import cli
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.mesh import make_mesh
@@ -84,7 +85,7 @@ def planned(config):
 
 
 def test_batches_are_of_the_passages_of_their_request():
-    found, passages = planned(SMOKE), _passages.load(SMOKE.data)
+    found, passages = planned(SMOKE), plays.load(SMOKE.data)
     parts = {
         "target_0": [*passages.forget, *passages.retain],
         "retrained_0": passages.retain,
@@ -110,7 +111,7 @@ def test_batches_are_of_the_passages_of_their_request():
 
 def test_every_field_is_read(tmp_path):
     def go(config):
-        _passages.load.cache_clear()
+        plays.load.cache_clear()
         planned(config)
         muse_small.report(config, made(config), tmp_path)
 
@@ -120,7 +121,7 @@ def test_every_field_is_read(tmp_path):
 
 def test_passages():
     data = SMOKE.data
-    passages = _passages.load(data)
+    passages = plays.load(data)
     counts = [len(x) for x in (passages.forget, passages.holdout, passages.retain)]
     assert counts == [16, 16, 16]
     every = [*passages.forget, *passages.holdout, *passages.retain]
@@ -129,19 +130,19 @@ def test_passages():
     assert max(map(max, every)) < data.vocabulary
     # In turns: what follows a passage to forget is held out.
     text = passages.pieces.decode
-    source = _passages._generated(data)[0]
+    source = plays._generated(data)[0]
     start = text(passages.forget[0]) + text(passages.holdout[0]) + text(passages.forget[1])
     assert source.startswith(start)
-    rows = _passages.rows(every[:3])
+    rows = plays.rows(every[:3])
     np.testing.assert_array_equal(rows["inputs"][:, 1:], rows["targets"][:, :-1])
     assert rows["targets"][0].tolist() == every[0][1:] and (rows["weights"] == 1).all()
-    prompt, truth = _passages.halves(every[0])
+    prompt, truth = plays.halves(every[0])
     assert prompt + truth == every[0] and len(truth) == data.length // 2
 
 
 def test_pieces_lose_nothing():
     texts = ["To be, or not to be:\nthat is the question; to be, to be.", "Exeunt."]
-    pieces = _passages.Pieces.from_texts(texts, len(_passages.CHARACTERS) + 2)
+    pieces = plays.Pieces.from_texts(texts, len(plays.CHARACTERS) + 2)
     assert pieces.tokens[-2:] == (" be", " to")  # three each; the others are spelled
     for text in (*texts, " A  b\n\n c", ""):
         assert pieces.decode(pieces.encode(text)) == text
@@ -152,7 +153,7 @@ def test_pieces_lose_nothing():
 
 @pytest.mark.data
 def test_the_plays_begin_where_they_should():
-    passages = _passages.load(LAPTOP.data)
+    passages = plays.load(LAPTOP.data)
     text = passages.pieces.decode
     assert text(passages.forget[0]).startswith("SAMPSON:\nGregory, o' my word")
     assert text(passages.retain[0]).startswith("First Citizen:\nBefore we proceed")
@@ -165,7 +166,7 @@ def test_the_figures_of_a_model_that_knows_nothing():
     placed_ = shapes_on(Weights(weights, lambda x: x), mesh, decoder.rules(SMOKE.model))
     weights = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), weights, placed_)
     with compiled_quickly():
-        found = _muse.measure(SMOKE, weights, mesh, (1, 2))
+        found = measures.measure(SMOKE, weights, mesh, (1, 2))
     assert set(found) == {
         f"{name}_{n}" for name in ("verbatim", "recall", "auc", "recall_retain") for n in (1, 2)
     }
@@ -277,6 +278,6 @@ def test_bad_values_are_refused_by_name(flag, value, said):
 
 
 def test_a_text_that_is_too_short_is_refused(monkeypatch):
-    monkeypatch.setattr(_passages, "_generated", lambda data: ["short"] * 2)
+    monkeypatch.setattr(plays, "_generated", lambda data: ["short"] * 2)
     with pytest.raises(ValueError, match="data.forget: takes 32 passages of 45 tokens"):
-        _passages.load(dataclasses.replace(SMOKE.data, length=44))
+        plays.load(dataclasses.replace(SMOKE.data, length=44))

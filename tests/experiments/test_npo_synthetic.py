@@ -17,15 +17,16 @@ from support.experiment_checks import (
     verdicts,
 )
 
-from experiments.unlearning import _synthetic, _synthetic_report, npo_synthetic
-from experiments.unlearning._synthetic import METHODS
+from experiments.unlearning import npo_synthetic
+from experiments.unlearning.synthetic import study, synthetic_report
+from experiments.unlearning.synthetic.study import METHODS
 from kd_jax.launch import cli, run
 from kd_jax.launch.claims import Results
 from kd_jax.launch.mesh import make_mesh
 
 SMOKE, LAPTOP = npo_synthetic.PRESETS["smoke"], npo_synthetic.PRESETS["laptop"]
 NAME = npo_synthetic.__name__
-SMALL = _synthetic.Sizes(inputs=4, features=6, forget=5, retain=9, test=7)
+SMALL = study.Sizes(inputs=4, features=6, forget=5, retain=9, test=7)
 
 
 def test_stages():
@@ -146,8 +147,8 @@ def learnt_in_numpy(features, labels, rate, steps):
 @pytest.fixture(scope="module")
 def small():
     """Problems and weights of two seeds, and the first seed's problem in float64."""
-    problems = _synthetic.drawn(SMALL)(jnp.array([1000, 2000]), 1.0)
-    weights = _synthetic.learned(0.5, 40)(problems)
+    problems = study.drawn(SMALL)(jnp.array([1000, 2000]), 1.0)
+    weights = study.learned(0.5, 40)(problems)
     return problems, weights, jax.tree.map(lambda x: np.asarray(x[0], np.float64), problems)
 
 
@@ -163,7 +164,7 @@ def test_learning_is_that_of_numpy(small):
 def test_every_method_is_that_of_numpy(small, name):
     problems, weights, one = small
     setting = {"rate": 0.2, "beta": 0.7}
-    ours = _synthetic.unlearned(METHODS[name], 20, 5)(problems, weights, *setting.values())
+    ours = study.unlearned(METHODS[name], 20, 5)(problems, weights, *setting.values())
     assert ours.shape == (2, 5, 2)
     before = [np.asarray(x[0], np.float64) for x in weights]
     theirs = in_numpy(name, one, *before, steps=20, every=5, **setting)
@@ -174,9 +175,9 @@ def test_every_method_is_that_of_numpy(small, name):
 def test_the_sweep_is_made_of_npo_and_ga(small):
     problems, weights, _ = small
     betas = jnp.array([1e-3, 0.7])
-    ga, npo, apart = _synthetic.swept(20, 5)(problems, weights, 0.2, betas)
+    ga, npo, apart = study.swept(20, 5)(problems, weights, 0.2, betas)
     for name, beta, found in (("ga", 1.0, ga), ("npo", 0.7, npo[:, 1])):
-        alone = _synthetic.unlearned(METHODS[name], 20, 5)(problems, weights, 0.2, beta)
+        alone = study.unlearned(METHODS[name], 20, 5)(problems, weights, 0.2, beta)
         np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-6)
     # Proposition 1: at a small beta NPO is GA.
     np.testing.assert_allclose(npo[:, 0], ga, rtol=1e-2, atol=1e-4)
@@ -185,8 +186,8 @@ def test_the_sweep_is_made_of_npo_and_ga(small):
 
 def test_what_is_drawn():
     """Moments of many samples; features of two seeds differ, and so do their labels."""
-    sizes = _synthetic.Sizes(inputs=4, features=16, forget=4000, retain=4000, test=1)
-    one, two = (_synthetic.draw(jax.random.key(seed), 0.0, sizes) for seed in (1, 2))
+    sizes = study.Sizes(inputs=4, features=16, forget=4000, retain=4000, test=1)
+    one, two = (study.draw(jax.random.key(seed), 0.0, sizes) for seed in (1, 2))
     assert not np.array_equal(one.forget.features, two.forget.features)
     # P(y = 1) is the mean of sigmoid(s + 1) for standard normal s, by quadrature.
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
@@ -198,7 +199,7 @@ def test_what_is_drawn():
     square = np.mean(np.square(one.forget.features), 0).mean()
     np.testing.assert_allclose(square, 0.5, atol=0.15)
     # A gap moves the inputs of both kinds, apart, and changes no label.
-    apart = _synthetic.draw(jax.random.key(1), 1.0, sizes)
+    apart = study.draw(jax.random.key(1), 1.0, sizes)
     np.testing.assert_array_equal(apart.forget.labels, one.forget.labels)
     assert not np.allclose(apart.forget.features, one.forget.features)
 
@@ -213,13 +214,13 @@ def test_what_is_drawn():
     ],
 )
 def test_the_divergence_of_one_logit(name, beta, expected):
-    one = _synthetic.Samples(jnp.ones((1, 1, 1)), jnp.ones((1, 1), jnp.int32))
-    gone = _synthetic.diverged(METHODS[name], 100_000, 10)(one, 0.1, beta)[0]
+    one = study.Samples(jnp.ones((1, 1, 1)), jnp.ones((1, 1), jnp.int32))
+    gone = study.diverged(METHODS[name], 100_000, 10)(one, 0.1, beta)[0]
     np.testing.assert_allclose(gone[10 ** np.arange(5)], expected, rtol=2e-4)
 
 
 def test_samples_that_diverge_are_unit_vectors_nearly_at_right_angles():
-    found = _synthetic.nearly_orthogonal(jax.random.key(0), 10, 1000)
+    found = study.nearly_orthogonal(jax.random.key(0), 10, 1000)
     products = np.asarray(found.features @ found.features.T)
     np.testing.assert_allclose(np.diag(products), 1.0, rtol=1e-5)
     assert np.abs(products - np.eye(10)).max() < 0.2
@@ -303,8 +304,8 @@ def test_claims_that_seeds_leave_open():
 def test_only_early_steps_count_as_near():
     steps = np.array([0, 1000, 1200, 1225])
     path = np.array([[[1.0, 0.0], [0.5, 0.0], [0.3, 0.0], [0.001, 0.0]]])
-    measured = _synthetic_report.Measured({1: {"ga": path}}, steps, {}, steps, path, {}, steps)
-    np.testing.assert_allclose(_synthetic_report._lowest(measured)["ga"], [0.3])
+    measured = synthetic_report.Measured({1: {"ga": path}}, steps, {}, steps, path, {}, steps)
+    np.testing.assert_allclose(synthetic_report._lowest(measured)["ga"], [0.3])
 
 
 # From end to end.
@@ -325,9 +326,9 @@ def test_a_tiny_run_reads_every_field_of_the_config(tmp_path, monkeypatch):
     few = ("ga", "ga_rt", "idk_rt", "npo", "npo_rt")  # to save time: each is compiled
     for name in METHODS.keys() - set(few):
         monkeypatch.delitem(METHODS, name)
-    monkeypatch.setattr(_synthetic_report, "SHOWN", few)
+    monkeypatch.setattr(synthetic_report, "SHOWN", few)
     elsewhere = {gap: {"start": (1.0, 1.0), "ga": (1.0, 1.0)} for gap in (1, 0)}
-    monkeypatch.setattr(_synthetic_report, "INDEPENDENT", elsewhere)
+    monkeypatch.setattr(synthetic_report, "INDEPENDENT", elsewhere)
     config = dataclasses.replace(
         CONFIG, seeds=2, forget=5, retain=9, test=7, inputs=4, features=6, learning_steps=3
     )

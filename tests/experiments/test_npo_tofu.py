@@ -14,8 +14,10 @@ from support.experiment_checks import (
     verdicts,
 )
 
-from experiments.unlearning import _language, _report, npo_tofu
-from experiments.unlearning._methods import METHODS as ALL
+from experiments.unlearning import npo_tofu
+from experiments.unlearning.common import lm
+from experiments.unlearning.common.methods import METHODS as ALL
+from experiments.unlearning.parts import tofu_report
 from kd_jax.launch import cli
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Results
@@ -32,7 +34,7 @@ METHODS = SMOKE.methods
 @pytest.fixture(autouse=True)
 def no_files(tmp_path, monkeypatch):
     """Whether the model was fetched on this machine makes no difference."""
-    monkeypatch.setattr(_language.fetch, "smollm2_path", lambda: tmp_path / "absent.gguf")
+    monkeypatch.setattr(lm.fetch, "smollm2_path", lambda: tmp_path / "absent.gguf")
 
 
 @pytest.mark.parametrize("preset", npo_tofu.PRESETS)
@@ -92,7 +94,7 @@ def test_the_command_line(capsys):
         SMOKE,
         beta=0.2,
         unlearn=dataclasses.replace(SMOKE.unlearn, epochs=3),
-        adapter=_language.Adapter(rank=4),
+        adapter=lm.Adapter(rank=4),
     )
 
 
@@ -182,7 +184,7 @@ def made(losses):
 )
 def test_claims_on_losses_made_by_hand(tmp_path, losses, expected):
     methods = {name: ALL[name] for name in COMPARED}
-    results = _report.results(methods, range(1), made(losses), tmp_path)
+    results = tofu_report.results(methods, range(1), made(losses), tmp_path)
     assert verdicts(npo_tofu, results) == expected
     assert verdicts(npo_tofu, results, "smoke") == ["not tested"] * 5
     kept = results.values["effects"]["ga_retain_kept"]["estimate"]
@@ -197,7 +199,7 @@ def test_claims_on_losses_made_by_hand(tmp_path, losses, expected):
 
 def test_a_claim_about_a_method_that_was_not_run_is_not_tested(tmp_path):
     losses = {"finetune": (0.1, 0.1), "npo_rt": (2.0, 0.2)}
-    results = _report.results({"npo_rt": ALL["npo_rt"]}, range(1), made(losses), tmp_path)
+    results = tofu_report.results({"npo_rt": ALL["npo_rt"]}, range(1), made(losses), tmp_path)
     expected = ["not tested", "holds", "not tested", "not tested", "not tested"]
     assert verdicts(npo_tofu, results) == expected
 

@@ -10,7 +10,8 @@ import pytest
 from support.config_reads import unread_fields
 from support.experiment_checks import compiled_quickly
 
-from experiments.unlearning import _language, _questions, _runs, npo_tofu
+from experiments.unlearning import npo_tofu
+from experiments.unlearning.common import lm, qa, runs
 from kd_jax.launch import cli, run
 from kd_jax.launch.artefacts import find
 from kd_jax.launch.config import identity
@@ -48,8 +49,8 @@ def test_ones_own_data_from_end_to_end(tmp_path):
     # Of the methods few, to save time, but with every kind of part.
     methods = ("npo", "npo_rt", "idk_ap", "undial")
     config, folder = dataclasses.replace(own, methods=methods), tmp_path / "run"
-    _questions.load.cache_clear()
-    _language._words.cache_clear()
+    qa.load.cache_clear()
+    lm._words.cache_clear()
 
     def go(config):
         with compiled_quickly():
@@ -73,7 +74,7 @@ def test_ones_own_data_from_end_to_end(tmp_path):
         SMOKE,
         dataclasses.replace(SMOKE, data=dataclasses.replace(SMOKE.data, tofu=True)),
     ):
-        _questions.load.cache_clear()
+        qa.load.cache_clear()
         unread = set(unread) & set(unread_fields(given, lambda c: _load(c.data)))
     assert not unread
     _references_are_scores_of_the_finetuned_model(config, folder)
@@ -84,11 +85,9 @@ def _load(data):
         names = ("full", "forget10_perturbed", "retain_perturbed")
         names += ("real_authors_perturbed", "world_facts_perturbed")
         records = [{"question": "Who?", "answer": str(i)} for i in range(4000)]
-        patch.setattr(
-            _questions.prepare, "load", lambda *_, manual_dir: dict.fromkeys(names, records)
-        )
-        patch.setattr(_questions.prepare, "texts", list)
-        return _questions.load(data)
+        patch.setattr(qa.prepare, "load", lambda *_, manual_dir: dict.fromkeys(names, records))
+        patch.setattr(qa.prepare, "texts", list)
+        return qa.load(data)
 
 
 def _references_are_scores_of_the_finetuned_model(config, folder):
@@ -96,12 +95,10 @@ def _references_are_scores_of_the_finetuned_model(config, folder):
     hashes = keys(tuple(stages.values()), NAME, identity(config))
     names = ("finetune_0", "finetune_0_score", "reference_0")
     found = {name: find(name, hashes[name], [folder]) for name in names}
-    language = _language.open_language(None, config.decoder, config.data, config.seed)
+    language = lm.open_language(None, config.decoder, config.data, config.seed)
     mesh = make_mesh(config.mesh)
     weights = materialise(found["finetune_0"].weights(), mesh, decoder.rules(language.config))
-    rows = _questions.answer_rows(
-        language.tokenizer(), _questions.load(config.data).forget, config.data.length
-    )
+    rows = qa.answer_rows(language.tokenizer(), qa.load(config.data).forget, config.data.length)
     log_probs = jax.nn.log_softmax(language.model.apply(weights, rows).head.logits())
     chosen = np.take_along_axis(np.asarray(log_probs), rows["targets"][..., None], -1)[..., 0]
     expected = (chosen * rows["weights"]).sum(1)
@@ -126,8 +123,8 @@ def _references_are_scores_of_the_finetuned_model(config, folder):
 
 def test_a_model_of_ones_own_is_exported_and_others_are_not(tmp_path, monkeypatch):
     exported = []
-    monkeypatch.setattr(_runs, "language", lambda *_: "language")
-    monkeypatch.setattr(_language, "export", lambda *args: exported.append(args))
+    monkeypatch.setattr(runs, "language", lambda *_: "language")
+    monkeypatch.setattr(lm, "export", lambda *args: exported.append(args))
     own = own_data(tmp_path)
     artefacts = {"npo_rt_0": types.SimpleNamespace(weights=lambda: "weights")}
     for config in (SMOKE, own, dataclasses.replace(npo_tofu.PRESETS["laptop"], data=own.data)):
@@ -139,7 +136,7 @@ def test_edited_files_of_ones_own_are_other_data(tmp_path):
     config = own_data(tmp_path)
     before = keys(npo_tofu.stages(config), NAME, identity(config))
     write_pairs(tmp_path / "keep.jsonl", "kept", rows=9)
-    _questions.load.cache_clear()
+    qa.load.cache_clear()
     assert not set(before.values()) & set(
         keys(npo_tofu.stages(config), NAME, identity(config)).values()
     )

@@ -9,8 +9,9 @@ import pytest
 from support.config_reads import unread_fields
 from support.experiment_checks import Made, changed, help_of, outline, refusal, verdicts
 
-from experiments.unlearning import _measuring, _questions, _runs, relearning_robustness
-from experiments.unlearning import _relearning_report as report
+from experiments.unlearning import relearning_robustness
+from experiments.unlearning.common import measuring, qa, runs
+from experiments.unlearning.parts import relearning_report as report
 from kd_jax.evaluation.quantisation import round_to_nearest
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.mesh import make_mesh
@@ -59,7 +60,7 @@ def test_what_a_stage_depends_on():
 
 def built(name):
     """A stage of the smoke run, from models that are only shapes."""
-    language = _runs.language(SMOKE, 0)
+    language = runs.language(SMOKE, 0)
     shapes = jax.eval_shape(language.model.init, jax.random.key(0))
     found = {n: Artefact(n, "", None, shapes) for n in outline(relearning_robustness, SMOKE)}
     stages = {stage.name: stage for stage in relearning_robustness.stages(SMOKE)}
@@ -69,10 +70,10 @@ def built(name):
 def test_the_attacker_trains_on_what_it_has_and_nothing_else():
     training, language = built("npo_rt_relearned_0")
     batches = [training.batches(step, slice(0, 16)) for step in range(5)]
-    forget = _questions.load(SMOKE.data).forget
+    forget = qa.load(SMOKE.data).forget
     has = SMOKE.attackers(0)
     assert len(has) == len(set(has)) == 20 and set(has) < set(range(40))
-    rows = _questions.answer_rows(language.tokenizer(), forget, SMOKE.data.length)["inputs"]
+    rows = qa.answer_rows(language.tokenizer(), forget, SMOKE.data.length)["inputs"]
     seen = {row.tobytes() for batch in batches for row in batch["inputs"]}
     assert seen == {rows[i].tobytes() for i in has}
     assert list(SMOKE.attackers(1)) != list(has)  # the split is part of what seeds vary
@@ -83,7 +84,7 @@ def test_rounding_is_measured_of_rounded_weights(monkeypatch):
     draw = np.random.default_rng(0).standard_normal
     shapes = jax.eval_shape(language.model.init, jax.random.key(0))
     weights = jax.tree.map(lambda x: draw(x.shape).astype(np.float32), shapes)
-    monkeypatch.setattr(_measuring, "figures", lambda config, language, weights, mesh: weights)
+    monkeypatch.setattr(measuring, "figures", lambda config, language, weights, mesh: weights)
     stages = {stage.name: stage for stage in relearning_robustness.stages(SMOKE)}
     found = {"npo_rt_0": types.SimpleNamespace(weights=lambda: from_arrays(weights))}
     _, measured = stages["npo_rt_4bit_0"].build(found).run()
@@ -194,7 +195,7 @@ def test_one_seed_and_missing_methods_are_not_tested(tmp_path):
 
 def test_own_fields_are_read():
     def go(config):
-        language = _runs.language(config, 0)
+        language = runs.language(config, 0)
         shapes = jax.eval_shape(language.model.init, jax.random.key(0))
         stages = relearning_robustness.stages(config)
         found = {stage.name: Artefact(stage.name, "", None, shapes) for stage in stages}

@@ -9,8 +9,10 @@ import pytest
 from support.config_reads import unread_fields
 from support.experiment_checks import Made, changed, outline, refusal, verdicts
 
-from experiments.unlearning import _language, _masks, _masks_report, _questions, saliency_masks
-from experiments.unlearning._masks_report import retain_at
+from experiments.unlearning import saliency_masks
+from experiments.unlearning.common import lm, qa
+from experiments.unlearning.parts import masks, masks_report
+from experiments.unlearning.parts.masks_report import retain_at
 from kd_jax.attribution import scores
 from kd_jax.attribution.masks import top_mask
 from kd_jax.launch import stages as stages_lib
@@ -39,7 +41,7 @@ def test_stages():
         expected[f"{name}_0"] = ("finetune_0", "reference_0", *gradients)
         expected[f"{name}_0_score"] = (f"{name}_0", "finetune_0", *gradients)
     assert outline(saliency_masks, SMOKE) == expected
-    names = {f"{s}_{p}" for s in _masks.SCORES for p in (5, 20, 80)} | {"dense", "labels", "salun"}
+    names = {f"{s}_{p}" for s in masks.SCORES for p in (5, 20, 80)} | {"dense", "labels", "salun"}
     assert LAPTOP.variants.keys() == names
     assert LAPTOP.variants["wagle_5"].ratio == 0.05 and LAPTOP.variants["salun"].ratio == 0.5
 
@@ -93,8 +95,8 @@ def build(config):
 
 def test_every_field_is_read():
     # The folder is read where there are files, alpha where there are adapters: not here.
-    _questions.load.cache_clear()
-    _language._words.cache_clear()
+    qa.load.cache_clear()
+    lm._words.cache_clear()
     unread = unread_fields(SMOKE, lambda config: build(config))
     assert {*unread} <= {"adapter.alpha", "data.folder"}
 
@@ -123,8 +125,8 @@ def test_answers_to_choose_from_are_the_questions_own():
     batch = training.batches(1, slice(0, 16))["forget"]
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), batch)
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), training.batch["forget"])
-    questions = _questions.load(SMOKE.data).forget
-    tokenizer = _language.open_language(None, SMOKE.decoder, SMOKE.data, 0).tokenizer()
+    questions = qa.load(SMOKE.data).forget
+    tokenizer = lm.open_language(None, SMOKE.decoder, SMOKE.data, 0).tokenizer()
     for row, number in ((0, batch["index"][0]), (9, batch["index"][9])):
         record = questions[int(number)]
         for i, answer in enumerate([record["answer"], *record["perturbed_answer"]]):
@@ -143,7 +145,7 @@ TREES = [
 ]
 
 
-@pytest.mark.parametrize("name", _masks.SCORES)
+@pytest.mark.parametrize("name", masks.SCORES)
 def test_a_mask_is_made_where_it_is_read(name):
     theta, forget, retain = TREES
     expected = {
@@ -153,7 +155,7 @@ def test_a_mask_is_made_where_it_is_read(name):
         "wagle": scores.wagle(theta, forget, retain, gamma=0.5),
     }[name]
     parts = map(weights.from_arrays, TREES)
-    made = _masks.mask(name, *parts, ratio=0.4, gamma=0.5, seed=7)
+    made = masks.mask(name, *parts, ratio=0.4, gamma=0.5, seed=7)
     mask = materialise(made, make_mesh(MeshConfig()))
     wanted = top_mask(expected, ratio=0.4)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, mask, wanted))
@@ -164,8 +166,8 @@ def test_a_weight_has_moved_if_a_bit_has():
     before = {"a": jnp.array([0.0, 1.0, 2.0, 3.0]), "b": jnp.array([1.0, 2.0], jnp.bfloat16)}
     after = {"a": jnp.array([-0.0, 1.0, 2.5, 3.0]), "b": jnp.array([1.0, 2.5], jnp.bfloat16)}
     mask = {"a": jnp.array([False, True, True, False]), "b": jnp.array([True, False])}
-    assert _masks.moved(before, after, mask) == {"moved_inside": 1, "moved_outside": 2}
-    assert _masks.moved(before, before, mask) == {"moved_inside": 0, "moved_outside": 0}
+    assert masks.moved(before, after, mask) == {"moved_inside": 1, "moved_outside": 2}
+    assert masks.moved(before, before, mask) == {"moved_inside": 0, "moved_outside": 0}
 
 
 # Claims.
@@ -181,7 +183,7 @@ def test_what_is_kept_at_a_level():
 
 def made(kept, ends, outside=0):
     """Runs of three seeds that fall to a tenth, keeping so much at a fifth; scores at the end."""
-    variants = _masks_report.variants(tuple(_masks.SCORES), (0.2, 0.8), labels=True)
+    variants = masks_report.variants(tuple(masks.SCORES), (0.2, 0.8), labels=True)
     found = {}
     for seed in range(3):
         spread = 0.001 * seed
@@ -212,7 +214,7 @@ def made(kept, ends, outside=0):
 )
 def test_claims_on_artefacts_made_by_hand(tmp_path, kept, ends, outside, expected):
     variants, found = made(kept, ends, outside)
-    results = _masks_report.results(variants, range(3), found, tmp_path)
+    results = masks_report.results(variants, range(3), found, tmp_path)
     assert verdicts(saliency_masks, results) == expected
     assert verdicts(saliency_masks, results, "smoke") == ["not tested"] * 5
     assert results.values["kept_at_equal_forgetting"]["dense"][0] == pytest.approx(0.5)
@@ -225,10 +227,10 @@ def test_claims_on_artefacts_made_by_hand(tmp_path, kept, ends, outside, expecte
 
 def test_of_one_seed_or_without_a_variant_there_is_nothing_to_judge(tmp_path):
     variants, found = made({"wagle_80": 0.7}, {})
-    results = _masks_report.results(variants, range(1), found, tmp_path)
+    results = masks_report.results(variants, range(1), found, tmp_path)
     assert verdicts(saliency_masks, results) == ["not tested"] * 4 + ["holds"]
     few = {name: variants[name] for name in ("dense", "wagle_80")}
-    results = _masks_report.results(few, range(3), found, tmp_path)
+    results = masks_report.results(few, range(3), found, tmp_path)
     assert verdicts(saliency_masks, results) == ["holds", *["not tested"] * 3, "holds"]
 
 
@@ -236,5 +238,5 @@ def test_a_run_that_never_forgets_decides_nothing(tmp_path):
     variants, found = made({"wagle_80": 0.7}, {})
     start = found["wagle_80_1"].history[0]
     found["wagle_80_1"] = Made(history=[start | {"step": i} for i in range(3)])
-    results = _masks_report.results(variants, range(3), found, tmp_path)
+    results = masks_report.results(variants, range(3), found, tmp_path)
     assert verdicts(saliency_masks, results)[:3] == ["inconclusive"] * 3

@@ -8,8 +8,9 @@ import pytest
 from support.config_reads import unread_fields
 from support.experiment_checks import Made, changed, help_of, outline, refusal, verdicts
 
-from experiments.unlearning import _questions, _runs, sequential_requests
-from experiments.unlearning import _requests_report as report
+from experiments.unlearning import sequential_requests
+from experiments.unlearning.common import qa, runs
+from experiments.unlearning.parts import requests_report as report
 from kd_jax.launch.artefacts import Artefact
 
 SMOKE, LAPTOP = (sequential_requests.PRESETS[name] for name in ("smoke", "laptop"))
@@ -56,11 +57,11 @@ def test_what_a_stage_depends_on():
 
 def built(config, name, monkeypatch):
     """A training of a stream, its reference's rows all 0."""
-    language = _runs.language(config, 0)
+    language = runs.language(config, 0)
     shapes = jax.eval_shape(language.model.init, jax.random.key(0))
     found = {n: Artefact(n, "", None, shapes) for n in outline(sequential_requests, config)}
     zeros = dict.fromkeys(("forget", "refusal"), np.zeros(config.asked[0].stop, np.float32))
-    monkeypatch.setattr(_runs.precompute, "rows_of", lambda stored, **_: zeros)
+    monkeypatch.setattr(runs.precompute, "rows_of", lambda stored, **_: zeros)
     stages = {stage.name: stage for stage in sequential_requests.stages(config)}
     return stages[name].build(found), language.tokenizer()
 
@@ -69,14 +70,14 @@ def built(config, name, monkeypatch):
 def test_a_request_sees_its_own_questions_and_those_to_keep(number, monkeypatch):
     training, tokenizer = built(SMOKE, f"npo_rt_{number}_0", monkeypatch)
     batches = [training.batches(step, slice(0, 16)) for step in range(4)]
-    questions = _questions.load(SMOKE.data)
+    questions = qa.load(SMOKE.data)
     assert training.steps == 4 * 20 // 16
     for part, records in (
         ("forget", questions.forget[SMOKE.asked[number - 1]]),
         ("retain", questions.retain),
     ):
         seen = {row.tobytes() for batch in batches for row in batch[part]["inputs"]}
-        own = _questions.answer_rows(tokenizer, records, SMOKE.data.length)["inputs"]
+        own = qa.answer_rows(tokenizer, records, SMOKE.data.length)["inputs"]
         assert seen <= {row.tobytes() for row in own}
     assert {row for batch in batches for row in batch["forget"]["index"]} == set(range(20))
 

@@ -9,14 +9,16 @@ import pytest
 from support.config_reads import unread_fields
 from support.experiment_checks import Made, changed, outline, refusal, verdicts
 
-from experiments.unlearning import _logit_difference, _questions, _runs, _uld_report, uld_small
+from experiments.unlearning import uld_small
+from experiments.unlearning.common import qa, runs
+from experiments.unlearning.parts import logit_difference, uld_report
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Results
 from kd_jax.launch.mesh import make_mesh
 from kd_jax.launch.stages import placed
 
 SMOKE = uld_small.PRESETS["smoke"]
-VARIANTS = tuple(_uld_report.VARIANTS)
+VARIANTS = tuple(uld_report.VARIANTS)
 
 
 @pytest.mark.parametrize("preset", uld_small.PRESETS)
@@ -70,7 +72,7 @@ def test_the_assistant_is_the_first_part_of_the_layers_and_is_all_that_is_traine
     laptop = dataclasses.replace(
         uld_small.PRESETS["laptop"], data=dataclasses.replace(SMOKE.data, length=96), seed=0
     )
-    language = _runs.language(laptop, 0)
+    language = runs.language(laptop, 0)
     found = {stage.name: stage for stage in uld_small.stages(laptop)}
     whole = {"finetune_0": Artefact("finetune_0", "", None, language.weights.abstract)}
     small = found["first_layers_0"].build(whole).shapes
@@ -91,8 +93,8 @@ def test_the_assistant_is_the_first_part_of_the_layers_and_is_all_that_is_traine
 def test_what_the_assistant_is_trained_on(paraphrases, wrong):
     """An epoch of the forget rows has each once, and no wrong answer of the truth ratio."""
     config = dataclasses.replace(SMOKE, wrong_answers=3)
-    questions, tokenizer = _questions.load(config.data), _runs.language(config, 0).tokenizer()
-    source = _logit_difference.augmented(
+    questions, tokenizer = qa.load(config.data), runs.language(config, 0).tokenizer()
+    source = logit_difference.augmented(
         config, tokenizer, paraphrases=paraphrases, wrong=wrong, seed=0, batch_size=20
     )
     batches = [source(step, slice(0, 20)) for step in range(12)]
@@ -160,7 +162,7 @@ CASES = [
 @pytest.mark.parametrize(("ends", "expected"), CASES)
 def test_claims_on_figures_made_by_hand(tmp_path, ends, expected):
     counts = {"model": 100, "assistant": 40}
-    results = _uld_report.results(made(ends), counts, range(3), tmp_path)
+    results = uld_report.results(made(ends), counts, range(3), tmp_path)
     assert verdicts(uld_small, results) == expected
     assert verdicts(uld_small, results, "smoke") == ["not tested"] * 6
     assert results.values["distances"]["uld"] == [0.0 if expected[0] == "holds" else 1.0] * 3
@@ -169,7 +171,7 @@ def test_claims_on_figures_made_by_hand(tmp_path, ends, expected):
     assert len(table) == 8 and table["retrained"]["distance to retrained"] is None
     assert all(Path(path).exists() for path in results.plots.values())
     # One seed: bootstrap intervals over questions, where there are questions.
-    alone = _uld_report.results(made(ends, 1), counts, range(1), tmp_path)
+    alone = uld_report.results(made(ends, 1), counts, range(1), tmp_path)
     assert verdicts(uld_small, alone)[:4] == expected[:4]
 
 
@@ -189,7 +191,7 @@ def test_claims_are_inconclusive_where_seeds_disagree():
 
 
 def test_its_own_fields_are_read(tmp_path):
-    language = _runs.language(SMOKE, 0)
+    language = runs.language(SMOKE, 0)
 
     def go(config):
         found = {stage.name: stage for stage in uld_small.stages(config)}

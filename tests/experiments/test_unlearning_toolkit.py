@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from support.experiment_checks import Made
 
-from experiments.unlearning import _language, _questions, _results, _runs, _scores, npo_tofu
-from experiments.unlearning._methods import METHODS, Name, Setting
+from experiments.unlearning import npo_tofu
+from experiments.unlearning.common import lm, qa, reporting, runs, scorers
+from experiments.unlearning.common.methods import METHODS, Name, Setting
 from kd_jax.data.vocabulary import WordTokenizer
 from kd_jax.launch.claims import Effect
 from kd_jax.models import decoder
@@ -23,8 +24,8 @@ def test_rows_weigh_the_answer_and_its_end_and_nothing_else():
         {"question": "Who wrote it?", "answer": "Ada wrote it."},
         {"question": "When?", "answer": "In 1900, they say."},
     ]
-    tokenizer = WordTokenizer.from_texts(_questions.texts(_questions.Questions(records, [])))
-    rows = _questions.answer_rows(tokenizer, records, 24)
+    tokenizer = WordTokenizer.from_texts(qa.texts(qa.Questions(records, [])))
+    rows = qa.answer_rows(tokenizer, records, 24)
     for i, record in enumerate(records):
         weighed = rows["weights"][i] == 1
         target, row = rows["targets"][i][weighed], rows["inputs"][i]
@@ -33,7 +34,7 @@ def test_rows_weigh_the_answer_and_its_end_and_nothing_else():
         start = int(np.argmax(weighed))
         assert tokenizer.decode(row[: start + 1]) == f"Question: {record['question']}\nAnswer:"
         np.testing.assert_array_equal(row[start + 1 :][: len(target) - 1], target[:-1])
-    other = _questions.rows(tokenizer, records, ["Ada.", "In it, in it."], 24)
+    other = qa.rows(tokenizer, records, ["Ada.", "In it, in it."], 24)
     assert other["weights"].sum(1).tolist() == [4, 8]  # the space before, words, signs, the end
 
 
@@ -50,11 +51,11 @@ def test_probabilities_and_truth_ratios_by_hand():
             f"{name}_perturbed_0": scores(2.0, 1.0),
             f"{name}_perturbed_1": scores(3.0, 3.0),
         }
-    chances = _scores.probabilities(found)
+    chances = scorers.probabilities(found)
     assert chances["forget_probability"] == pytest.approx((np.exp(-0.5) + np.exp(-1.0)) / 2)
     assert chances["retain_nll"] == pytest.approx(0.75)
     np.testing.assert_allclose(chances["forget_loss"], [0.5, 1.0])
-    truth = _scores.truth_ratios(found, "forget", 2) | _scores.truth_ratios(found, "retain", 2)
+    truth = scorers.truth_ratios(found, "forget", 2) | scorers.truth_ratios(found, "retain", 2)
     ratios = np.exp([1.0 - 2.5, 2.0 - 2.0])
     np.testing.assert_allclose(truth["forget_truth_ratio"], ratios)
     assert truth["forget_truth"] == pytest.approx((ratios[0] + 1.0) / 2)
@@ -62,21 +63,21 @@ def test_probabilities_and_truth_ratios_by_hand():
     # Real authors have no paraphrases: the answer itself is right, and competes with the wrong.
     plain = {name: x for name, x in found.items() if "paraphrased" not in name}
     plain = {name.replace("retain", "real_authors"): x for name, x in plain.items()}
-    truth = _scores.truth_ratios(plain, "real_authors", 2)
+    truth = scorers.truth_ratios(plain, "real_authors", 2)
     np.testing.assert_allclose(truth["real_authors_truth_ratio"], np.exp([0.5 - 2.5, 1.0 - 2.0]))
-    chosen = _scores.choices(plain, "real_authors", 2)["real_authors_probability"]
+    chosen = scorers.choices(plain, "real_authors", 2)["real_authors_probability"]
     p = np.exp(-np.array([[0.5, 2.0, 3.0], [1.0, 1.0, 3.0]]))
     assert chosen == pytest.approx((p[:, 0] / p.sum(1)).mean())
 
 
 def test_sets_of_answers_pair_each_question_with_its_own_wrong_answers():
     data = dataclasses.replace(SMOKE.data, forget_authors=1, retain_authors=2)
-    questions = _questions.load(data)
-    tokenizer = WordTokenizer.from_texts(_questions.texts(questions))
+    questions = qa.load(data)
+    tokenizer = WordTokenizer.from_texts(qa.texts(questions))
     limits = {"length": 64, "keep": 30}
-    sets = _scores.answer_sets(tokenizer, questions, **limits)
+    sets = scorers.answer_sets(tokenizer, questions, **limits)
     for name, records in (("forget", questions.forget), ("retain", questions.retain[:30])):
-        sets |= _scores.truth_sets(tokenizer, name, records, length=64, wrong=2)
+        sets |= scorers.truth_sets(tokenizer, name, records, length=64, wrong=2)
     assert {name: len(x["index"]) for name, x in sets.items()} == {
         **dict.fromkeys(("forget", "forget_paraphrased"), 20),
         **dict.fromkeys(("forget_perturbed_0", "forget_perturbed_1"), 20),
@@ -99,7 +100,7 @@ def test_sets_of_answers_pair_each_question_with_its_own_wrong_answers():
 
 def test_holdout_authors_are_others():
     data = dataclasses.replace(SMOKE.data, forget_authors=1, retain_authors=2, holdout_authors=1)
-    questions = _questions.load(data)
+    questions = qa.load(data)
     assert [len(part) for part in questions] == [20, 40, 20]
     asked = [{record["question"] for record in part} for part in questions]
     assert not asked[0] & asked[1] and not asked[0] & asked[2] and not asked[1] & asked[2]
@@ -113,7 +114,7 @@ def test_membership_is_told_by_the_loss():
         return {"log_prob": -losses, "tokens": np.ones(3), "min_k": losses, "min_k_pp": -losses}
 
     low, high = rows([0.1, 0.2, 0.3]), rows([1.0, 2.0, 3.0])
-    assert _scores.attacked({"forget": low, "holdout": high}) == {
+    assert scorers.attacked({"forget": low, "holdout": high}) == {
         "loss_auc": 1.0,
         "min_k_auc": 1.0,
         "min_k_pp_auc": 0.0,
@@ -132,14 +133,14 @@ def test_a_command_line_offers_every_method():
 def test_a_method_reads_the_parts_and_the_reference_that_it_names(name):
     """And no others: each is traced with those alone, and fails without one of them."""
     method = METHODS[name]
-    config = dataclasses.replace(_language.TINY, vocab=32, width=16, mlp=16)
+    config = dataclasses.replace(lm.TINY, vocab=32, width=16, mlp=16)
     model = decoder.decoder(config)
     reference = frozen_weights("reference") if method.reference else None
     setting = Setting(model, own_weights, reference, 0.1, config.depth, 10)  # pyright: ignore[reportArgumentType]
     objective = method.objective(setting)
     weights = jax.eval_shape(model.init, jax.random.key(0))
     frozen = {"reference": weights} if method.reference else {}
-    batch = _runs.batch_shapes(method.parts, 2, 8)
+    batch = runs.batch_shapes(method.parts, 2, 8)
 
     def loss(weights, frozen, batch):
         aux, carry = objective.init(jax.random.key(0), weights, frozen, batch)
@@ -175,26 +176,26 @@ PARTS = ("forget", "retain")
 def test_figures_of_several_seeds_have_students_interval():
     """By hand: means 0.2 and 0.4; t(0.975, 1) = 12.7062, standard error 0.1."""
     found = [score(-np.log([0.1, 0.3]), [0.0]), score(-np.log([0.4, 0.4]), [0.0])]
-    effect = _results.figure(found, "forget_probability")
+    effect = reporting.figure(found, "forget_probability")
     np.testing.assert_allclose(effect, [0.3, 0.3 - 1.270620, 0.3 + 1.270620], rtol=1e-5)
-    assert _results.figure(found, "forget_rouge") is None
+    assert reporting.figure(found, "forget_rouge") is None
 
 
 def test_figures_of_one_seed_have_an_interval_over_questions():
     one = [score(-np.log([0.1, 0.3, 0.2, 0.2]), [0.0] * 4)]
     low = [score(-np.log([0.05, 0.15, 0.1, 0.1]), [0.0] * 4)]
-    effect = _results.figure(one, "forget_probability")
+    effect = reporting.figure(one, "forget_probability")
     assert effect.estimate == pytest.approx(0.2)
     assert 0.1 < effect.low < 0.2 < effect.high < 0.3
     # Both sides see the same questions: here one is half of the other, whichever are drawn.
-    np.testing.assert_allclose(_results.share(low, one, "forget_probability"), 0.5)
-    less = _results.difference(low, one, "forget_probability")
+    np.testing.assert_allclose(reporting.share(low, one, "forget_probability"), 0.5)
+    less = reporting.difference(low, one, "forget_probability")
     assert less.estimate == pytest.approx(-0.1) and less.high < 0
 
 
 def test_a_figure_without_an_interval_is_shown_as_a_number():
-    assert _results.shown(_results.over_seeds([0.25])) == 0.25
-    assert _results.shown(Effect(0.2, 0.1, 0.3)) == Effect(0.2, 0.1, 0.3)
+    assert reporting.shown(reporting.over_seeds([0.25])) == 0.25
+    assert reporting.shown(Effect(0.2, 0.1, 0.3)) == Effect(0.2, 0.1, 0.3)
 
 
 def test_leakage_and_quality_are_against_the_retrained_model_of_the_same_seed():
@@ -204,7 +205,7 @@ def test_leakage_and_quality_are_against_the_retrained_model_of_the_same_seed():
         for auc, ratio in ((0.75, ratios), (0.5, ratios), (0.5, 10 * ratios))
     ]
     # ((1 - .75) - (1 - .5)) / (1 - .5) = -50 %.
-    leak = _results.privacy_leakage(made[:2], [made[1], made[1]])
+    leak = reporting.privacy_leakage(made[:2], [made[1], made[1]])
     np.testing.assert_allclose(leak, [-50.0, 0.0], atol=1e-6)
-    quality = _results.forget_quality([made[0], made[2]], [made[1], made[1]])
+    quality = reporting.forget_quality([made[0], made[2]], [made[1], made[1]])
     assert quality[0] == 1.0 and quality[1] < 0.01

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from support.experiment_checks import Made, changed, help_of, outline, refusal, verdicts
 
-from experiments.unlearning import _contexts, _questions, _runs, ununlearning
+from experiments.unlearning import ununlearning
+from experiments.unlearning.common import qa, runs
+from experiments.unlearning.parts import prompts
 from kd_jax.evaluation import reintroduction
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.mesh import make_mesh
@@ -18,16 +20,14 @@ TOLD = ("related", "described", "verbatim")
 @pytest.fixture
 def words():
     """The questions of the smoke preset and their tokeniser."""
-    return _questions.load(SMOKE.data), _runs.language(SMOKE, 0).tokenizer()
+    return qa.load(SMOKE.data), runs.language(SMOKE, 0).tokenizer()
 
 
 def test_all_contexts_are_of_one_length_and_end_with_the_question(words):
     questions, tokenizer = words
-    plain = _contexts.examples(tokenizer, questions, "plain", 48)
-    for kind in _contexts.KINDS:
-        for one, bare in zip(
-            _contexts.examples(tokenizer, questions, kind, 48), plain, strict=True
-        ):
+    plain = prompts.examples(tokenizer, questions, "plain", 48)
+    for kind in prompts.KINDS:
+        for one, bare in zip(prompts.examples(tokenizer, questions, kind, 48), plain, strict=True):
             assert one.answer == bare.answer
             extra = 0 if kind == "plain" else 48
             assert len(one.prompt) == extra + len(bare.prompt)
@@ -38,7 +38,7 @@ def test_contexts_tell_what_they_say(words):
     """And nothing of the answer before the kinds that do."""
     questions, tokenizer = words
     for number, record in enumerate(questions.forget):
-        rows = {k: _contexts.rows_of(k, number, questions) for k in _contexts.KINDS if k != "plain"}
+        rows = {k: prompts.rows_of(k, number, questions) for k in prompts.KINDS if k != "plain"}
         asked = (record["question"], record["answer"])
         assert rows["verbatim"][-1] == asked
         paraphrased = (record["paraphrased_question"], record["paraphrased_answer"])
@@ -53,20 +53,20 @@ def test_contexts_tell_what_they_say(words):
         assert shares == sorted(shares)
         kept = {(r["question"], r["answer"]) for r in questions.retain}
         assert set(rows["irrelevant"]) == kept
-        told = tokenizer.decode(_contexts.context(tokenizer, rows["verbatim"], 48))
+        told = tokenizer.decode(prompts.context(tokenizer, rows["verbatim"], 48))
         assert reintroduction.gives_away(told, record["answer"])
         for kind in ("irrelevant", "related", "described"):
-            told = tokenizer.decode(_contexts.context(tokenizer, rows[kind], 48))
+            told = tokenizer.decode(prompts.context(tokenizer, rows[kind], 48))
             assert not reintroduction.gives_away(told, record["answer"]), kind
-    starts = {_contexts.rows_of("irrelevant", i, questions)[0] for i in range(20)}
+    starts = {prompts.rows_of("irrelevant", i, questions)[0] for i in range(20)}
     assert len(starts) > 5
 
 
 def test_a_context_longer_than_its_rows_is_refused(words):
     questions, tokenizer = words
-    rows = _contexts.rows_of("related", 0, questions)
+    rows = prompts.rows_of("related", 0, questions)
     with pytest.raises(ValueError, match="context: got 100000, takes at most"):
-        _contexts.context(tokenizer, rows, 100_000)
+        prompts.context(tokenizer, rows, 100_000)
 
 
 def test_stages():
@@ -105,7 +105,7 @@ def test_what_a_stage_depends_on():
 
 
 def test_a_plan_has_both_lengths():
-    language = _runs.language(SMOKE, 0)
+    language = runs.language(SMOKE, 0)
     stage = next(s for s in ununlearning.stages(SMOKE) if s.name == "retrain_0_contexts")
     planned = Artefact("retrain_0", "", None, language.weights.abstract)
     found = stage.build({"retrain_0": planned}).plan(make_mesh(SMOKE.mesh))
@@ -130,7 +130,7 @@ def made(recalls, losses, seeds=1):
     for seed in range(seeds):
         for model in ununlearning.MODELS:
             rows = {}
-            for kind in _contexts.KINDS:
+            for kind in prompts.KINDS:
                 level = recalls.get(model, {}).get(kind, 0.2)
                 rows[f"{kind}_rouge"] = level + spread
                 rows[f"{kind}_loss"] = losses.get(model, {}).get(kind, 2.0) + spread[::-1] + seed

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.unlearning import _language
-from experiments.unlearning._methods import METHODS, REFERENCE, Name, Setting
+from experiments.unlearning.common import lm
+from experiments.unlearning.common.methods import METHODS, REFERENCE, Name, Setting
 from kd_jax import optim
 from kd_jax.data import arrays
 from kd_jax.launch import run, weights
@@ -89,8 +89,8 @@ def batch_of(step: int, cut: Cut) -> dict[str, dict[str, np.ndarray]]:
 
 def training(methods: Sequence[Name], rank: int, cut: Cut) -> Training:
     """Unlearning by the sum of methods; rank 0 trains all parameters, another an adapter."""
-    adapter = _language.Adapter(rank=rank, alpha=8.0)
-    tune = _language.tuning(adapter, DECODER, weights.from_arrays(start()), 1)
+    adapter = lm.Adapter(rank=rank, alpha=8.0)
+    tune = lm.tuning(adapter, DECODER, weights.from_arrays(start()), 1)
     frozen = "base" if rank else "reference"
     setting = Setting(MODEL, tune.policy, frozen_weights(frozen), BETA, DECODER.depth, STEPS)
     objective = add({name: METHODS[name].objective(setting) for name in methods})

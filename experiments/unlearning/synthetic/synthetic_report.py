@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.unlearning._synthetic import METHODS
+from experiments.unlearning.synthetic.study import METHODS
 from kd_jax.evaluation.intervals import mean_interval
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above, below, within

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning import _results
-from experiments.unlearning._results import read_effect
+from experiments.unlearning.common import reporting
+from experiments.unlearning.common.reporting import read_effect
 from kd_jax.launch import plots
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
@@ -95,7 +95,7 @@ def _groups(found: np.ndarray, number: int) -> dict[str, Effect]:
     now = found[:, number]
     parts = (now[:, number - 1 : number], now[:, : number - 1], now[:, number:-1], now[:, -1:])
     return {
-        group: _results.over_seeds(part.mean(1).tolist())
+        group: reporting.over_seeds(part.mean(1).tolist())
         for group, part in zip(GROUPS, parts, strict=True)
         if part.shape[1]
     }
@@ -107,14 +107,14 @@ def _effects(streams: Mapping[str, np.ndarray]) -> dict[str, Effect]:
         return {}
     kept = {name: found[:, :, -1] for name, found in streams.items()}
     found = {
-        f"{name}_retain_fall": _results.over_seeds((x[:, 1] - x[:, -1]).tolist())
+        f"{name}_retain_fall": reporting.over_seeds((x[:, 1] - x[:, -1]).tolist())
         for name, x in kept.items()
     }
     for name, x in streams.items():
-        found[f"{name}_first_return"] = _results.over_seeds((x[:, -1, 0] - x[:, 1, 0]).tolist())
+        found[f"{name}_first_return"] = reporting.over_seeds((x[:, -1, 0] - x[:, 1, 0]).tolist())
     if {"npo_rt", "graddiff"} <= kept.keys():
         more = kept["npo_rt"][:, -1] - kept["graddiff"][:, -1]
-        found["npo_rt_minus_graddiff_retain"] = _results.over_seeds(more.tolist())
+        found["npo_rt_minus_graddiff_retain"] = reporting.over_seeds(more.tolist())
     return found
 
 
@@ -128,15 +128,15 @@ def _rows(
     for name, label in labels.items():
         for number in range(1, streams[name].shape[1]):
             groups = _groups(streams[name], number)
-            shown = {name: _results.shown(effect) for name, effect in groups.items()}
+            shown = {name: reporting.shown(effect) for name, effect in groups.items()}
             row = {group: shown.get(group) for group in GROUPS}
             rows.append({"method": label, "requests": number} | row)
-    gold = _results.scores(artefacts, "retrain", seeds)
+    gold = reporting.scores(artefacts, "retrain", seeds)
     never, kept = (
-        _results.over_seeds([float(score.values[f"{part}_probability"]) for score in gold])
+        reporting.over_seeds([float(score.values[f"{part}_probability"]) for score in gold])
         for part in ("forget", "retain")
     )
-    levels = {"earlier requests": _results.shown(never), "what is kept": _results.shown(kept)}
+    levels = {"earlier requests": reporting.shown(never), "what is kept": reporting.shown(kept)}
     rows.append({"method": "retrained"} | levels)
     return rows
 
@@ -149,7 +149,7 @@ def _plots(
     artefacts: Mapping[str, Artefact],
     folder: Path,
 ) -> dict[str, Path]:
-    gold = _results.scores(artefacts, "retrain", seeds)
+    gold = reporting.scores(artefacts, "retrain", seeds)
     made = {}
     for column, part, title in (
         (-1, "retain", "Answers to keep, request after request: higher is better"),
@@ -177,7 +177,7 @@ def _plots(
 
 def _line(values: np.ndarray) -> plots.Line:
     """values: [seeds, points], from point 0 on."""
-    each = [_results.over_seeds(column.tolist()) for column in values.T]
+    each = [reporting.over_seeds(column.tolist()) for column in values.T]
     return plots.Line(range(len(each)), *([effect[i] for effect in each] for i in range(3)))
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.unlearning import _results
-from experiments.unlearning._masks import Name
+from experiments.unlearning.common import reporting
+from experiments.unlearning.parts.masks import Name
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above, below, within
 
@@ -138,7 +138,7 @@ def results(
     }
     tables = [
         _masks(made, seeds, artefacts, kept, gaps),
-        _results.table(
+        reporting.table(
             artefacts,
             {"finetune": "fine-tuned", "retrain": "retrained"}
             | {name: variant.label for name, variant in made.items()},
@@ -185,7 +185,7 @@ def _effects(
 
 
 def _difference(first: Sequence[float], second: Sequence[float]) -> Effect:
-    return _results.over_seeds([a - b for a, b in zip(first, second, strict=True)])
+    return reporting.over_seeds([a - b for a, b in zip(first, second, strict=True)])
 
 
 def _masks(
@@ -197,13 +197,13 @@ def _masks(
 ) -> Table:
     rows = []
     for name, variant in made.items():
-        found = _results.scores(artefacts, name, seeds)
+        found = reporting.scores(artefacts, name, seeds)
         row: dict[str, Any] = {"weights": variant.label, "share that may move": variant.ratio}
         for part in _PARTS:
             values = [s.values[f"{part}_probability"] for s in found]
-            row[f"{part} probability"] = _results.over_seeds(values)
-        row["retain probability at equal forgetting"] = _results.over_seeds(kept[name])
-        row["gap to retrained"] = _results.over_seeds(gaps[name])
+            row[f"{part} probability"] = reporting.over_seeds(values)
+        row["retain probability at equal forgetting"] = reporting.over_seeds(kept[name])
+        row["gap to retrained"] = reporting.over_seeds(gaps[name])
         if variant.score:
             row["weights moved"] = int(np.mean([s.values["moved_inside"] for s in found]))
             row["moved outside the mask"] = sum(s.values["moved_outside"] for s in found)
@@ -222,7 +222,7 @@ def _plots(
     for name, variant in made.items():
         if variant.score and not variant.labels:
             group = groups.setdefault(f"{variant.ratio:.0%} of the weights", {})
-            group[LABELS[variant.score]] = _results.over_seeds(kept[name])
+            group[LABELS[variant.score]] = reporting.over_seeds(kept[name])
     dense = float(np.mean(kept["dense"]))
     bars = plots.bars(
         folder / "plots" / "kept_at_equal_forgetting.png",
@@ -238,7 +238,7 @@ def _plots(
             for name, variant in made.items()
             if not variant.labels and variant.ratio in (ratio, 1.0)
         }
-        found |= _results.training_plots(
+        found |= reporting.training_plots(
             artefacts, chosen, seeds, folder, suffix=f"_{round(100 * ratio)}"
         )
     return found

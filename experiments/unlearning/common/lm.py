@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from experiments.unlearning import _questions
+from experiments.unlearning.common import qa
 from kd_jax.data.vocabulary import WordTokenizer
 from kd_jax.formats import fetch
 from kd_jax.launch import runtime
@@ -64,9 +64,7 @@ class Language(NamedTuple):
     max_length: int = 2048
 
 
-def open_language(
-    path: str | None, like: DecoderConfig, data: _questions.Data, seed: int
-) -> Language:
+def open_language(path: str | None, like: DecoderConfig, data: qa.Data, seed: int) -> Language:
     """The pretrained model of a folder or GGUF file; without a path, `like` from scratch.
 
     path: "smollm2" stands for the model that `kd_jax.formats.fetch smollm2` fetches. Of a model
@@ -106,8 +104,8 @@ def _absent(path: str, *_: Any) -> Any:
 
 
 @functools.cache
-def _words(data: _questions.Data) -> WordTokenizer:
-    return WordTokenizer.from_texts(_questions.texts(_questions.load(data)))
+def _words(data: qa.Data) -> WordTokenizer:
+    return WordTokenizer.from_texts(qa.texts(qa.load(data)))
 
 
 class Tuning(NamedTuple):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning import _questions, _scores, _writing
-from experiments.unlearning._config import Common
-from experiments.unlearning._language import Language
+from experiments.unlearning.common import qa, scorers, writing
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.lm import Language
 from kd_jax.evaluation import tofu
 from kd_jax.launch import precompute
 from kd_jax.launch.artefacts import Artefact
@@ -38,19 +38,19 @@ def along_training(config: Common, language: Language, policy: Policy, steps: in
 
     @functools.cache
     def sets() -> dict[str, Any]:
-        questions = _questions.load(config.data)
-        return _scores.answer_sets(
+        questions = qa.load(config.data)
+        return scorers.answer_sets(
             language.tokenizer(), questions, length=config.data.length, keep=config.evaluate_retain
         )
 
     def measure(params, carry, frozen) -> dict[str, Any]:
-        score = _scores.make_scorer(
+        score = scorers.make_scorer(
             language.model, policy, mesh=mesh_of(params), batch_size=config.score_batch
         )
-        return _scores.probabilities(score(params, frozen, sets()))
+        return scorers.probabilities(score(params, frozen, sets()))
 
     def plan(params, carry, frozen) -> Mapping[str, Program]:
-        return _scores.scorer_programs(language.model, policy, params, frozen, **_sizes(config))
+        return scorers.scorer_programs(language.model, policy, params, frozen, **_sizes(config))
 
     return Evaluation("answers", max(1, steps // config.evaluations), measure, plan)
 
@@ -68,20 +68,20 @@ def finished(config: Common, language: Language, artefact: Artefact) -> Compute:
 
 def figures(config: Common, language: Language, weights: Any, mesh: Any) -> dict[str, Any]:
     """What `finished` measures, of weights that lie on a mesh."""
-    questions, tokenizer = _questions.load(config.data), language.tokenizer()
-    general = _questions.general(config.data, config.general)
+    questions, tokenizer = qa.load(config.data), language.tokenizer()
+    general = qa.general(config.data, config.general)
     length = config.data.length
-    sets = _scores.answer_sets(tokenizer, questions, length=length, keep=config.evaluate_retain)
+    sets = scorers.answer_sets(tokenizer, questions, length=length, keep=config.evaluate_retain)
     for name, records in (*general.items(), ("holdout", questions.holdout)):
         if records:
-            sets[name] = _questions.answer_rows(tokenizer, records, length)
+            sets[name] = qa.answer_rows(tokenizer, records, length)
     asked = {"forget": questions.forget, "retain": questions.retain[: config.evaluate_retain]}
     asked |= general
     # Real authors and world facts come with three wrong answers.
     wrong = {name: min(config.wrong, 3) if name in general else config.wrong for name in asked}
     for name, records in asked.items():
-        sets |= _scores.truth_sets(tokenizer, name, records, length=length, wrong=wrong[name])
-    score = _scores.make_scorer(
+        sets |= scorers.truth_sets(tokenizer, name, records, length=length, wrong=wrong[name])
+    score = scorers.make_scorer(
         language.model,
         own_weights,
         mesh=mesh,
@@ -89,17 +89,17 @@ def figures(config: Common, language: Language, weights: Any, mesh: Any) -> dict
         scoring=answer_statistics,
     )
     scores = score({"model": weights, "aux": {}}, {}, sets)
-    found = _scores.probabilities(scores) | _scores.memorised(scores)
+    found = scorers.probabilities(scores) | scorers.memorised(scores)
     for name in asked:
         if wrong[name]:
-            found |= _scores.truth_ratios(scores, name, wrong[name])
+            found |= scorers.truth_ratios(scores, name, wrong[name])
             if name in general:
-                found |= _scores.choices(scores, name, wrong[name])
+                found |= scorers.choices(scores, name, wrong[name])
     if questions.holdout:
-        found |= _scores.attacked(scores)
+        found |= scorers.attacked(scores)
     if config.generate:
         for name, records in asked.items():
-            found |= _writing.recalls(config, language, weights, mesh, name, records)
+            found |= writing.recalls(config, language, weights, mesh, name, records)
     return found | _utility(found)
 
 
@@ -125,12 +125,12 @@ def referred_rows(
     """The answers to forget as training rows, and refusals of the same questions."""
     tokenizer, length = language.tokenizer(), config.data.length
     return {
-        "forget": _questions.answer_rows(tokenizer, records, length),
-        "refusal": _questions.refusal_rows(tokenizer, records, length, seed),
+        "forget": qa.answer_rows(tokenizer, records, length),
+        "refusal": qa.refusal_rows(tokenizer, records, length, seed),
     }
 
 
-def to_forget(questions: _questions.Questions) -> Sequence[Mapping[str, Any]]:
+def to_forget(questions: qa.Questions) -> Sequence[Mapping[str, Any]]:
     return questions.forget
 
 
@@ -140,7 +140,7 @@ def reference(
     seed: int,
     name: str,
     model: str,
-    records: Callable[[_questions.Questions], Sequence[Mapping[str, Any]]] = to_forget,
+    records: Callable[[qa.Questions], Sequence[Mapping[str, Any]]] = to_forget,
     depends: Any = None,
 ) -> Stage:
     """A stage that stores the log-probability of each answer to forget, and of its refusal, under
@@ -150,19 +150,19 @@ def reference(
     def score(found, rows) -> dict[str, Any]:
         mesh = make_mesh(config.mesh)
         weights = materialise(found[model].weights(), mesh, decoder.rules(language.config))
-        scorer = _scores.make_scorer(
+        scorer = scorers.make_scorer(
             language.model, own_weights, mesh=mesh, batch_size=config.score_batch
         )
         scores = scorer({"model": weights, "aux": {}}, {}, rows)
         return {part: scores[part]["log_prob"].astype(np.float32) for part in REFERRED}
 
     def data() -> dict[str, Any]:
-        return referred_rows(config, language, seed, records(_questions.load(config.data)))
+        return referred_rows(config, language, seed, records(qa.load(config.data)))
 
     def plan(found, mesh) -> Mapping[str, Program]:
         weights = shapes_on(found[model].weights(), mesh, decoder.rules(language.config))
         params = {"model": weights, "aux": {}}
-        return _scores.scorer_programs(language.model, own_weights, params, {}, **_sizes(config))
+        return scorers.scorer_programs(language.model, own_weights, params, {}, **_sizes(config))
 
     return precompute.stage(
         name,
@@ -181,10 +181,10 @@ def _planned(
     """The programs of `figures`."""
     weights = shapes_on(artefact.weights(), mesh, decoder.rules(language.config))
     params = {"model": weights, "aux": {}}
-    answers = _scores.scorer_programs(
+    answers = scorers.scorer_programs(
         language.model, own_weights, params, {}, **_sizes(config), scoring=answer_statistics
     )
-    return answers | _writing.programs(config, language, weights, mesh)
+    return answers | writing.programs(config, language, weights, mesh)
 
 
 def _sizes(config: Common) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning import _results
+from experiments.unlearning.common import reporting
 from kd_jax.launch import plots
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
@@ -24,7 +24,7 @@ def _nearer(first: str, second: str):
         # One seed tells nothing of how far seeds are apart.
         if first not in gaps or second not in gaps or len(gaps[first]) < 2:
             return None
-        return _results.over_seeds((np.array(gaps[second]) - np.array(gaps[first])).tolist())
+        return reporting.over_seeds((np.array(gaps[second]) - np.array(gaps[first])).tolist())
 
     return read
 
@@ -96,11 +96,11 @@ def results(
     folder: Path,
 ) -> Results:
     """methods: {name: label}."""
-    retrained = _results.scores(artefacts, "retrain", seeds)
+    retrained = reporting.scores(artefacts, "retrain", seeds)
     every = {
         name: np.array(
             [
-                _gaps(_results.scores(artefacts, variant(name, i), seeds), retrained)
+                _gaps(reporting.scores(artefacts, variant(name, i), seeds), retrained)
                 for i in range(len(rates))
             ]
         )
@@ -115,7 +115,7 @@ def results(
     }
     models = {"finetune": "fine-tuned", **methods}
     apart = {
-        name: _gaps(_results.scores(chosen, name, seeds), retrained) for name in models
+        name: _gaps(reporting.scores(chosen, name, seeds), retrained) for name in models
     }  # [seeds, parts]
     values = {
         "gaps": {name: gap.mean(-1).tolist() for name, gap in apart.items()},
@@ -123,7 +123,7 @@ def results(
         "rates": {name: [rates[i] for i in picks] for name, picks in best.items()},
         "gaps_at_every_rate": {name: found.mean(-1).tolist() for name, found in every.items()},
         "forget_quality": {
-            name: _results.forget_quality(_results.scores(chosen, name, seeds), retrained)
+            name: reporting.forget_quality(reporting.scores(chosen, name, seeds), retrained)
             for name in models
         },
     }
@@ -178,12 +178,12 @@ def _table(
     several = "over seeds" if len(seeds) > 1 else "over questions where there is an interval"
     title = f"Leaderboard: nearest to the retrained model first (95 % {several})"
     everyone = {**models, "retrain": "retrained"}
-    measured = _results.table(artefacts, everyone, seeds, title)
+    measured = reporting.table(artefacts, everyone, seeds, title)
     rows = []
     for name, row in zip(everyone, measured.rows, strict=True):
         found = dict(row)
         # None of the retrained model itself, which is what the gap is measured to.
-        gap = _results.over_seeds(values["gaps"][name]) if name in values["gaps"] else None
+        gap = reporting.over_seeds(values["gaps"][name]) if name in values["gaps"] else None
         if name in values["rates"]:
             found["rates chosen"] = " ".join(f"{rate:g}" for rate in values["rates"][name])
         rows.append({"model": found.pop("model"), "gap (points)": gap} | found)
@@ -198,7 +198,7 @@ def _plots(
     folder: Path,
 ) -> dict[str, Path]:
     gaps = {
-        label: _results.over_seeds(apart[name].mean(-1).tolist()) for name, label in models.items()
+        label: reporting.over_seeds(apart[name].mean(-1).tolist()) for name, label in models.items()
     }
     nearest = sorted(gaps.items(), key=lambda item: item[1].estimate)
     ends = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning._results import over_seeds, shown
+from experiments.unlearning.common.reporting import over_seeds, shown
 from kd_jax.evaluation import muse
 from kd_jax.evaluation.muse import Scores
 from kd_jax.launch import plots

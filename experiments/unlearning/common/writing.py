@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning._config import Common
-from experiments.unlearning._language import Language
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.lm import Language
 from kd_jax.data import templates
 from kd_jax.evaluation import rouge
 from kd_jax.launch import generation

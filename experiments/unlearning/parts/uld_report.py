@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.unlearning import _results
-from experiments.unlearning._methods import METHODS, Name
+from experiments.unlearning.common import reporting
+from experiments.unlearning.common.methods import METHODS, Name
 from kd_jax.evaluation import tofu
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, above, below
@@ -96,11 +96,11 @@ def results(
     methods = {name: METHODS[name].label for name in BASELINES}
     assistants = {name: variant.label for name, variant in VARIANTS.items()}
     models = {"finetune": "fine-tuned", "retrain": "retrained", **methods, **assistants}
-    found = {name: _results.scores(artefacts, name, seeds) for name in models}
+    found = {name: reporting.scores(artefacts, name, seeds) for name in models}
     distances = {
         name: _distance(found[name], found["retrain"]) for name in models if name != "retrain"
     }
-    table = _results.table(
+    table = reporting.table(
         artefacts, models, seeds, "After unlearning (answers to forget and to keep)"
     )
     counts = {name: trained["assistant" if name in assistants else "model"] for name in models}
@@ -114,7 +114,7 @@ def results(
         "trained": dict(trained),
         "effects": {k: e._asdict() for k, e in _effects(found, distances).items()},
     }
-    made = _results.training_plots(artefacts, methods | {"uld": "ULD"}, seeds, folder)
+    made = reporting.training_plots(artefacts, methods | {"uld": "ULD"}, seeds, folder)
     made["augmentation"] = _ablation(found, distances, assistants, folder)
     return Results(values, [table._replace(rows=rows)], made)
 
@@ -134,12 +134,12 @@ def _effects(
     retain = "retain_probability"
     apart = np.subtract(distances["uld_plain"], distances["uld"]).tolist()
     return {
-        "uld_forget_kept": _results.share(found["uld"], found["finetune"], "forget_probability"),
-        "uld_retain_kept": _results.share(found["uld"], found["finetune"], retain),
-        "uld_minus_graddiff_retain": _results.difference(found["uld"], found["graddiff"], retain),
-        "uld_minus_npo_rt_retain": _results.difference(found["uld"], found["npo_rt"], retain),
-        "plain_minus_uld_distance": _results.over_seeds(apart),
-        "uld_minus_plain_retain": _results.difference(found["uld"], found["uld_plain"], retain),
+        "uld_forget_kept": reporting.share(found["uld"], found["finetune"], "forget_probability"),
+        "uld_retain_kept": reporting.share(found["uld"], found["finetune"], retain),
+        "uld_minus_graddiff_retain": reporting.difference(found["uld"], found["graddiff"], retain),
+        "uld_minus_npo_rt_retain": reporting.difference(found["uld"], found["npo_rt"], retain),
+        "plain_minus_uld_distance": reporting.over_seeds(apart),
+        "uld_minus_plain_retain": reporting.difference(found["uld"], found["uld_plain"], retain),
     }
 
 
@@ -157,7 +157,7 @@ def _ablation(
     for name, label in assistants.items():
         for part in ("forget", "retain"):
             values = [score.values[f"{part}_probability"] for score in found[name]]
-            groups[f"{part} probability"][label] = _results.shown(_results.over_seeds(values))
+            groups[f"{part} probability"][label] = reporting.shown(reporting.over_seeds(values))
         groups["distance to retrained"][label] = _shown(distances[name])
     return plots.bars(
         folder / "plots" / "augmentation.png",
@@ -168,4 +168,4 @@ def _ablation(
 
 
 def _shown(values: Sequence[float] | None) -> Any:
-    return None if values is None else _results.shown(_results.over_seeds(values))
+    return None if values is None else reporting.shown(reporting.over_seeds(values))

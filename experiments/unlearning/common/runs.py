@@ -1,11 +1,11 @@
 """The stages that unlearning experiments are made of: learn, forget, learn without, score.
 
-    language = _runs.language(config, seed)
+    language = runs.language(config, seed)
     stages = (
-        _runs.finetune(config, language, seed),
-        _runs.reference(config, language, seed),
-        _runs.forget(config, language, seed, "npo_rt", METHODS["npo_rt"]),
-        _runs.score(config, language, seed, "npo_rt"),
+        runs.finetune(config, language, seed),
+        runs.reference(config, language, seed),
+        runs.forget(config, language, seed, "npo_rt", METHODS["npo_rt"]),
+        runs.score(config, language, seed, "npo_rt"),
     )
 
 A stage's name ends with the repetition's seed: "finetune_0", "npo_rt_0"; "npo_rt_0_score" needs
@@ -17,10 +17,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.unlearning import _language, _measuring, _questions
-from experiments.unlearning._config import Common
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import REFERENCE, Make, Method, Setting
+from experiments.unlearning.common import lm, measuring, qa
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import REFERENCE, Make, Method, Setting
 from kd_jax.data import pairs, shapes, sources
 from kd_jax.launch import precompute
 from kd_jax.launch.artefacts import Artefact
@@ -37,8 +37,8 @@ from kd_jax.types import GradientRule, Objective
 Records = Sequence[Mapping[str, Any]]
 
 
-def language(config: Common, seed: int) -> _language.Language:
-    return _language.open_language(config.model, config.decoder, config.data, seed)
+def language(config: Common, seed: int) -> lm.Language:
+    return lm.open_language(config.model, config.decoder, config.data, seed)
 
 
 def standard(config: Common, methods: Mapping[str, Method]) -> tuple[Stage, ...]:
@@ -60,30 +60,30 @@ def standard(config: Common, methods: Mapping[str, Method]) -> tuple[Stage, ...]
     return tuple(found)
 
 
-def finetune(config: Common, language: _language.Language, seed: int) -> Stage:
+def finetune(config: Common, language: lm.Language, seed: int) -> Stage:
     """Trained on all answers."""
-    return learn(config, language, seed, "finetune", _answers, sum(_questions.sizes(config.data)))
+    return learn(config, language, seed, "finetune", _answers, sum(qa.sizes(config.data)))
 
 
-def retrain(config: Common, language: _language.Language, seed: int) -> Stage:
+def retrain(config: Common, language: lm.Language, seed: int) -> Stage:
     """Trained on the answers to keep alone: what unlearning is measured against."""
-    return learn(config, language, seed, "retrain", _kept, _questions.sizes(config.data)[1])
+    return learn(config, language, seed, "retrain", _kept, qa.sizes(config.data)[1])
 
 
-def _answers(questions: _questions.Questions) -> Records:
+def _answers(questions: qa.Questions) -> Records:
     return [*questions.forget, *questions.retain]
 
 
-def _kept(questions: _questions.Questions) -> Records:
+def _kept(questions: qa.Questions) -> Records:
     return questions.retain
 
 
 def learn(
     config: Common,
-    language: _language.Language,
+    language: lm.Language,
     seed: int,
     name: str,
-    records: Callable[[_questions.Questions], Records],
+    records: Callable[[qa.Questions], Records],
     count: int,
 ) -> Stage:
     """A stage f"{name}_{seed}" that trains the initial model on the answers of `count` records."""
@@ -91,7 +91,7 @@ def learn(
     def build(found: Any) -> Training:
         @functools.cache
         def source() -> sources.Source:
-            chosen = records(_questions.load(config.data))
+            chosen = records(qa.load(config.data))
             return answer_source(config, language, chosen, seed, config.finetune.batch_size)
 
         return training(
@@ -113,14 +113,14 @@ def answers_nll(setting: Setting) -> Objective:
     return supervise(setting.model, {"nll": next_token_nll}, policy=setting.policy)
 
 
-def reference(config: Common, language: _language.Language, seed: int) -> Stage:
+def reference(config: Common, language: lm.Language, seed: int) -> Stage:
     """The log-probabilities of the answers to forget, and of refusals, before unlearning."""
-    return _measuring.reference(config, language, seed, f"reference_{seed}", f"finetune_{seed}")
+    return measuring.reference(config, language, seed, f"reference_{seed}", f"finetune_{seed}")
 
 
 def forget(
     config: Common,
-    language: _language.Language,
+    language: lm.Language,
     seed: int,
     name: str,
     method: Method,
@@ -135,7 +135,7 @@ def forget(
     def build(found: Any) -> Training:
         @functools.cache
         def source() -> sources.Source:
-            questions = _questions.load(config.data)
+            questions = qa.load(config.data)
             stored, start = found[f"reference_{seed}"], found[f"finetune_{seed}"]
             return forget_source(config, language, seed, method.parts, questions, stored, start)
 
@@ -146,7 +146,7 @@ def forget(
             start=found[f"finetune_{seed}"].weights(),
             objective=method.objective,
             learning=config.unlearn,
-            count=_questions.sizes(config.data)[0],
+            count=qa.sizes(config.data)[0],
             source=source,
             parts=method.parts,
             reads_reference=method.reference,
@@ -158,14 +158,14 @@ def forget(
     return Stage(f"{name}_{seed}", build, needs, depends)
 
 
-def score(config: Common, language: _language.Language, seed: int, name: str) -> Stage:
+def score(config: Common, language: lm.Language, seed: int, name: str) -> Stage:
     """The full measurement of the model that the stage f"{name}_{seed}" made."""
     model = f"{name}_{seed}"
     depends = {"wrong": config.wrong, "keep": config.evaluate_retain}
     depends |= {"generate": config.generate, "general": config.general}
     return Stage(
         f"{model}_score",
-        lambda found: _measuring.finished(config, language, found[model]),
+        lambda found: measuring.finished(config, language, found[model]),
         (model,),
         depends,
     )
@@ -173,7 +173,7 @@ def score(config: Common, language: _language.Language, seed: int, name: str) ->
 
 def training(
     config: Common,
-    language: _language.Language,
+    language: lm.Language,
     seed: int,
     *,
     start: Weights,
@@ -196,7 +196,7 @@ def training(
     reads_reference: the objective reads a frozen copy of start. gradient, frozen (with
     frozen_rules), prepare: as of `make_train_step` and `Training`.
     """
-    tune = _language.tuning(config.adapter, language.config, start, seed)
+    tune = lm.tuning(config.adapter, language.config, start, seed)
     rules = decoder.rules(language.config)
     held = dict(frozen or {})
     held_rules = dict(tune.frozen_rules) | dict(frozen_rules or {})
@@ -224,7 +224,7 @@ def training(
         rules=tune.rules,
         frozen_rules=held_rules,
         seed=seed,
-        evaluations=(_measuring.along_training(config, language, tune.policy, steps),),
+        evaluations=(measuring.along_training(config, language, tune.policy, steps),),
         prepare=prepare,
         prepare_every=prepare_every,
         result=tune.result,
@@ -232,48 +232,46 @@ def training(
 
 
 def batch_shapes(parts: Sequence[str], rows: int, length: int) -> Any:
-    """A text batch; or its parts, those of `_measuring.REFERRED` with reference log-probs."""
+    """A text batch; or its parts, those of `measuring.REFERRED` with reference log-probs."""
     if not parts:
         return shapes.text(rows, length)
     return {
-        part: shapes.text(rows, length, (REFERENCE,) if part in _measuring.REFERRED else ())
+        part: shapes.text(rows, length, (REFERENCE,) if part in measuring.REFERRED else ())
         for part in parts
     }
 
 
 def answer_source(
-    config: Common, language: _language.Language, records: Records, seed: int, batch_size: int
+    config: Common, language: lm.Language, records: Records, seed: int, batch_size: int
 ) -> sources.Source:
     """Batches of the answers of some records."""
-    rows = _questions.answer_rows(language.tokenizer(), records, config.data.length)
+    rows = qa.answer_rows(language.tokenizer(), records, config.data.length)
     return sources.array_batches(rows, seed=seed, name="finetune", batch_size=batch_size)
 
 
 def forget_source(
     config: Common,
-    language: _language.Language,
+    language: lm.Language,
     seed: int,
     parts: Sequence[str],
-    questions: _questions.Questions,
+    questions: qa.Questions,
     stored: Artefact,
     start: Artefact,
 ) -> sources.Source:
     """Batches of the parts that a method asks for, of these questions.
 
-    stored: the log-probabilities of `_measuring.reference`, which are to be those of `start`.
+    stored: the log-probabilities of `measuring.reference`, which are to be those of `start`.
     """
     tokenizer, length = language.tokenizer(), config.data.length
-    forget = _measuring.referred_rows(config, language, seed, questions.forget)
+    forget = measuring.referred_rows(config, language, seed, questions.forget)
     columns = precompute.rows_of(
         stored, data=precompute.data_hash(forget), model=precompute.model_hash(start)
     )
     for part, rows in forget.items():
         rows[REFERENCE] = columns[part]
-    retain = {"retain": _questions.answer_rows(tokenizer, questions.retain, length)}
+    retain = {"retain": qa.answer_rows(tokenizer, questions.retain, length)}
     if "retain_refusal" in parts:
-        retain["retain_refusal"] = _questions.refusal_rows(
-            tokenizer, questions.retain, length, seed + 1
-        )
+        retain["retain_refusal"] = qa.refusal_rows(tokenizer, questions.retain, length, seed + 1)
     return pairs.forget_retain(
         {part: rows for part, rows in forget.items() if part in parts},
         {part: rows for part, rows in retain.items() if part in parts},
@@ -293,5 +291,5 @@ def _learnt_from(config: Common, seed: int) -> dict[str, Any]:
     found |= {"learning": config.finetune, "decoder": config.decoder, "seed": seed}
     found |= {"evaluations": config.evaluations, "keep": config.evaluate_retain}
     if data.forget:  # a path does not say what is in the file
-        found["records"] = digest(_questions.load(config.data), 16)
+        found["records"] = digest(qa.load(config.data), 16)
     return found

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning import _results
-from experiments.unlearning._results import read_effect
+from experiments.unlearning.common import reporting
+from experiments.unlearning.common.reporting import read_effect
 from kd_jax.launch import plots
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above, below, within
@@ -95,10 +95,10 @@ def results(
             _, held, known = curves[name]
             ends = (held[:, 0], held[:, -1], known[:, -1])
             for column, x in zip(columns, ends, strict=True):
-                row[column] = _results.shown(_results.over_seeds(x.tolist()))
+                row[column] = reporting.shown(reporting.over_seeds(x.tolist()))
         for form, parts in rounded[name].items():
             for part, x in parts.items():
-                row[f"{part}, {form}"] = _results.shown(_results.over_seeds(x))
+                row[f"{part}, {form}"] = reporting.shown(reporting.over_seeds(x))
         rows.append(row)
     title = "Mean probability of the answers under both attacks (95 % over seeds)"
     made = _plots(labels, curves, rounded, folder)
@@ -155,16 +155,16 @@ def _effects(
     for name, rise in rises.items():
         if name != "retrain":
             more = rise - rises["retrain"]
-            found[f"{name}_relearned"] = _results.over_seeds(more.tolist())
+            found[f"{name}_relearned"] = reporting.over_seeds(more.tolist())
     for name, forms in rounded.items():
         before = np.asarray(forms["as trained"]["forget"])
         for form, parts in forms.items():
             if form != "as trained":
                 rise = np.asarray(parts["forget"]) - before
-                found[f"{name}_{form}_rise"] = _results.over_seeds(rise.tolist())
+                found[f"{name}_{form}_rise"] = reporting.over_seeds(rise.tolist())
     if {"simnpo", "npo_rt"} <= held.keys():
         less = rises["simnpo"] - rises["npo_rt"]
-        found["simnpo_minus_npo_rt_relearned"] = _results.over_seeds(less.tolist())
+        found["simnpo_minus_npo_rt_relearned"] = reporting.over_seeds(less.tolist())
     return found
 
 
@@ -188,7 +188,7 @@ def _plots(
         made[f"{part}_rounded"] = plots.bars(
             folder / "plots" / f"{part}_rounded.png",
             {
-                label: {form: _results.over_seeds(p[part]) for form, p in rounded[name].items()}
+                label: {form: reporting.over_seeds(p[part]) for form, p in rounded[name].items()}
                 for name, label in labels.items()
             },
             y="mean probability",
@@ -199,5 +199,5 @@ def _plots(
 
 def _line(steps: Sequence[int], values: np.ndarray) -> plots.Line:
     """values: [seeds, points]."""
-    each = [_results.over_seeds(column.tolist()) for column in values.T]
+    each = [reporting.over_seeds(column.tolist()) for column in values.T]
     return plots.Line(steps, *([effect[i] for effect in each] for i in range(3)))

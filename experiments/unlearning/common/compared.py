@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Self
 
-from experiments.unlearning._config import Common
-from experiments.unlearning._methods import Name
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.methods import Name
 from kd_jax.launch.config import check_positive
 
 

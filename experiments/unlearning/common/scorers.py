@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning._questions import Questions, answer_rows, rows
+from experiments.unlearning.common.qa import Questions, answer_rows, rows
 from kd_jax.data import arrays, shapes
 from kd_jax.evaluation import membership, tofu
 from kd_jax.launch.evaluation import evaluate, program

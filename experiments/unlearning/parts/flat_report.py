@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.unlearning import _results
+from experiments.unlearning.common import reporting
 from kd_jax.launch import plots
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
@@ -51,7 +51,7 @@ def _more_than(other: str, ours: Sequence[str]) -> Callable[[Results], Effect | 
         if any(x is None for seeds in kept for x in seeds):
             return None
         *first, second = np.asarray(kept, np.float64)
-        return _results.over_seeds((np.min(first, 0) - second).tolist())
+        return reporting.over_seeds((np.min(first, 0) - second).tolist())
 
     return read
 
@@ -105,15 +105,15 @@ def results(
         "kept": {n: [[x and x.kept for x in row] for row in f] for n, f in found.items()},
         "steps": {n: [[x and x.step for x in row] for row in f] for n, f in found.items()},
         "models": {
-            name: [dict(score.values) for score in _results.scores(artefacts, name, seeds)]
+            name: [dict(score.values) for score in reporting.scores(artefacts, name, seeds)]
             for name in ("finetune", *methods, "retrain")
         },
     }
     repeated = f"{len(seeds)} seeds, 95 %"
     equal = _at_equal_forgetting(methods, drops, found, f"At equal forgetting ({repeated})")
     models = {"finetune": "fine-tuned", **methods, "retrain": "retrained"}
-    final = _results.table(artefacts, models, seeds, f"After the last step ({repeated})")
-    made = _results.training_plots(artefacts, methods, seeds, folder)
+    final = reporting.table(artefacts, models, seeds, f"After the last step ({repeated})")
+    made = reporting.training_plots(artefacts, methods, seeds, folder)
     made["kept"] = _bars(methods, drops, found, folder)
     return Results(values, [equal, final], made)
 
@@ -129,9 +129,9 @@ def _at_equal_forgetting(
         row: dict[str, object] = {"method": label}
         for drop, crossings in zip(drops, found[name], strict=True):
             if (kept := _over_seeds(crossings, "kept")) is not None:
-                row[f"kept at -{drop:.0%}"] = _results.shown(kept)
+                row[f"kept at -{drop:.0%}"] = reporting.shown(kept)
         if (step := _over_seeds(found[name][0], "step")) is not None:
-            row[f"step of -{drops[0]:.0%}"] = _results.shown(step)
+            row[f"step of -{drops[0]:.0%}"] = reporting.shown(step)
         rows.append(row)
     return Table(title, rows)
 
@@ -140,7 +140,7 @@ def _over_seeds(crossings: Sequence[Crossing | None], field: str) -> Effect | No
     """None where a repetition did not forget so much."""
     if any(x is None for x in crossings):
         return None
-    return _results.over_seeds([getattr(x, field) for x in crossings])
+    return reporting.over_seeds([getattr(x, field) for x in crossings])
 
 
 def _bars(methods: Mapping[str, str], drops: Sequence[float], found: Found, folder: Path) -> Path:
@@ -148,7 +148,7 @@ def _bars(methods: Mapping[str, str], drops: Sequence[float], found: Found, fold
     for i in np.argsort(drops):
         kept = {label: _over_seeds(found[name][i], "kept") for name, label in methods.items()}
         groups[f"{drops[i]:.0%}"] = {
-            label: _results.shown(effect) for label, effect in kept.items() if effect is not None
+            label: reporting.shown(effect) for label, effect in kept.items() if effect is not None
         }
     return plots.bars(
         folder / "plots" / "kept.png",

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.unlearning import _results
-from experiments.unlearning._methods import Method
+from experiments.unlearning.common import reporting
+from experiments.unlearning.common.methods import Method
 from kd_jax.evaluation.intervals import bootstrap_interval
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Claim, Effect, Results, above, below
@@ -71,7 +71,7 @@ def results(
 ) -> Results:
     labels = {name: method.label for name, method in methods.items()}
     models = {"finetune": "fine-tuned", **labels, "retrain": "retrained"}
-    scores = {name: _results.scores(artefacts, name, seeds) for name in models}
+    scores = {name: reporting.scores(artefacts, name, seeds) for name in models}
     values = {
         "models": {name: [dict(score.values) for score in scores[name]] for name in models},
         "trajectories": {
@@ -81,14 +81,14 @@ def results(
             name: quality
             for name in models
             if name != "retrain"
-            and (quality := _results.forget_quality(scores[name], scores["retrain"]))
+            and (quality := reporting.forget_quality(scores[name], scores["retrain"]))
         },
         "effects": {name: effect._asdict() for name, effect in _effects(scores).items()},
     }
     title = "After training (95 % over questions, or over seeds where there are several)"
     return Results(
         values,
-        [_results.table(artefacts, models, seeds, title)],
+        [reporting.table(artefacts, models, seeds, title)],
         _plots(methods, seeds, artefacts, folder),
     )
 
@@ -98,13 +98,13 @@ def _effects(scores: Mapping[str, Sequence[Artefact]]) -> dict[str, Effect]:
     forget, retain, start = "forget_probability", "retain_probability", "finetune"
     found = {}
     if "ga" in scores:
-        found["ga_retain_kept"] = _results.share(scores["ga"], scores[start], retain)
+        found["ga_retain_kept"] = reporting.share(scores["ga"], scores[start], retain)
     if "npo_rt" in scores:
-        found["npo_rt_forget_kept"] = _results.share(scores["npo_rt"], scores[start], forget)
+        found["npo_rt_forget_kept"] = reporting.share(scores["npo_rt"], scores[start], forget)
     for one, two in (("npo_rt", "ga"), ("simnpo", "npo_rt")):
         if one in scores and two in scores:
             name = f"{one}_minus_{two}_retain"
-            found[name] = _results.difference(scores[one], scores[two], retain)
+            found[name] = reporting.difference(scores[one], scores[two], retain)
     if "ga" in scores and "npo" in scores:
         found["ga_over_npo_forget_rise"] = _rises(*(scores[n] for n in ("ga", "npo", start)))
     return found
@@ -123,7 +123,7 @@ def _rises(ga: Sequence[Artefact], npo: Sequence[Artefact], start: Sequence[Arte
 
     if len(columns) == 1:
         return Effect(*bootstrap_interval(columns[0], seed=0, statistic=ratio))
-    return _results.over_seeds([float(ratio(x)) for x in columns])
+    return reporting.over_seeds([float(ratio(x)) for x in columns])
 
 
 def _plots(
@@ -136,5 +136,5 @@ def _plots(
     made = {}
     for group in dict.fromkeys(method.group for method in methods.values()):
         labels = {name: m.label for name, m in methods.items() if m.group == group}
-        made |= _results.training_plots(artefacts, labels, seeds, folder, f"_{group}")
+        made |= reporting.training_plots(artefacts, labels, seeds, folder, f"_{group}")
     return made

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning import _results
+from experiments.unlearning.common import reporting
 from kd_jax.evaluation import tofu
 from kd_jax.evaluation.intervals import bootstrap_interval
 from kd_jax.launch import plots
@@ -58,7 +58,7 @@ def results(
     """radii: of the fresh adversary, in parts of eps, the radius of training; 1 is among them."""
     seeds = tuple(seeds)
     models = {"finetune": "fine-tuned", **LABELS}
-    scores = {name: _results.scores(artefacts, name, seeds) for name in models}
+    scores = {name: reporting.scores(artefacts, name, seeds) for name in models}
     relearned = {name: [held_out(artefacts, name, seed) for seed in seeds] for name in LABELS}
     # Along relearning: after its start.
     along = {name: [chances[1:].mean(0) for _, chances in relearned[name]] for name in LABELS}
@@ -73,18 +73,18 @@ def results(
     effects = {
         "relearned": _difference(along["plain"], along["latent"]),
         "attacked": _difference(attacked["plain"][own], attacked["latent"][own]),
-        "retain_kept": _results.share(scores["latent"], scores["plain"], "retain_probability"),
+        "retain_kept": reporting.share(scores["latent"], scores["plain"], "retain_probability"),
     }
     rows = []
     for name, label in models.items():
         row: dict[str, Any] = {"model": label}
         for part in ("forget", "retain"):
-            effect = _results.figure(scores[name], f"{part}_probability")
-            row[f"{part} probability"] = effect and _results.shown(effect)
+            effect = reporting.figure(scores[name], f"{part}_probability")
+            row[f"{part} probability"] = effect and reporting.shown(effect)
         if name in LABELS:
-            row["along relearning, held out"] = _results.shown(_mean(along[name]))
+            row["along relearning, held out"] = reporting.shown(_mean(along[name]))
             for radius, found in zip(radii, attacked[name], strict=True):
-                row[f"attacked, radius {radius * eps:g}"] = _results.shown(_mean(found))
+                row[f"attacked, radius {radius * eps:g}"] = reporting.shown(_mean(found))
         rows.append(row)
     values = {
         "models": {name: [dict(score.values) for score in scores[name]] for name in models},
@@ -117,7 +117,7 @@ def _mean(each: Sequence[np.ndarray]) -> Effect:
     """The mean of a probability of each question [N]: over seeds, or of one over its questions."""
     if len(each) == 1:
         return Effect(*bootstrap_interval(each[0].astype(np.float64), seed=0))
-    return _results.over_seeds([float(x.mean()) for x in each])
+    return reporting.over_seeds([float(x.mean()) for x in each])
 
 
 def _difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Effect:

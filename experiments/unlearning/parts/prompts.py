@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.unlearning import _questions, _scores
-from experiments.unlearning._config import Common
-from experiments.unlearning._language import Language
+from experiments.unlearning.common import qa, scorers
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.lm import Language
 from kd_jax.data import collate, templates
 from kd_jax.evaluation import reintroduction, rouge
 from kd_jax.launch import generation
@@ -34,7 +34,7 @@ KINDS = {
 }
 
 
-def rows_of(kind: str, number: int, questions: _questions.Questions) -> list[tuple[str, str]]:
+def rows_of(kind: str, number: int, questions: qa.Questions) -> list[tuple[str, str]]:
     """(question, answer) of the rows of a kind of context for a question to forget.
 
     irrelevant: of authors to keep. related: of the same author, those that share the most with the
@@ -73,7 +73,7 @@ def context(tokenizer: Any, rows: Sequence[tuple[str, str]], length: int) -> lis
 
 
 def examples(
-    tokenizer: Any, questions: _questions.Questions, kind: str, length: int
+    tokenizer: Any, questions: qa.Questions, kind: str, length: int
 ) -> list[collate.Example]:
     """Each question to forget with its answer, after a context of a kind."""
     found = []
@@ -108,10 +108,10 @@ def stage(config: Common, language: Language, seed: int, name: str, tokens: int)
 def _measure(
     config: Common, language: Language, artefact: Artefact, tokens: int
 ) -> tuple[None, Mapping[str, Any]]:
-    questions, tokenizer = _questions.load(config.data), language.tokenizer()
+    questions, tokenizer = qa.load(config.data), language.tokenizer()
     mesh = make_mesh(config.mesh)
     weights = materialise(artefact.weights(), mesh, decoder.rules(language.config))
-    score = _scores.make_scorer(
+    score = scorers.make_scorer(
         language.model, own_weights, mesh=mesh, batch_size=config.score_batch
     )
     answers = [record["answer"] for record in questions.forget]
@@ -140,7 +140,7 @@ def _measure(
         for i, kind in enumerate(kinds):
             part = written[i * len(answers) : (i + 1) * len(answers)]
             texts = [tokenizer.decode(ids.tolist()).strip() for ids in part]
-            found[f"{kind}_loss"] = _scores.loss(scores[kind])
+            found[f"{kind}_loss"] = scorers.loss(scores[kind])
             found[f"{kind}_rouge"] = _recalls(texts, answers)
             given = [_before(tokenizer, example, tokens, kind) for example in asked[kind]]
             found[f"{kind}_copyable"] = _recalls(given, answers)
@@ -176,7 +176,7 @@ def _planned(
     found = {}
     for kinds, length in _shapes(config, tokens).items():
         suffix = "" if kinds == (PLAIN,) else "_in_context"
-        programs = _scores.scorer_programs(
+        programs = scorers.scorer_programs(
             language.model,
             own_weights,
             {"model": weights, "aux": {}},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.unlearning import _passages
+from experiments.unlearning.muse import plays
 from kd_jax.data import shapes
 from kd_jax.evaluation import muse
 from kd_jax.launch import evaluation, generation
@@ -47,21 +47,21 @@ def measure(config: Any, weights: Any, mesh: Mesh, requests: Sequence[int]) -> d
     before them, in percent. auc: MUSE's, in [0, 1], by the min-k% loss (k = 0.4) of a whole passage
     but its first and its last token; MUSE's has the last one too.
     """
-    passages = _passages.load(config.data)
+    passages = plays.load(config.data)
     forget = passages.forget[: max(requests) * config.data.forget]
     _, rows = evaluation.evaluate(
         _scoring(config.model),
         {"model": weights, "aux": {}},
         {},
         {},
-        _passages.rows([*forget, *passages.holdout, *passages.retain]),
+        plays.rows([*forget, *passages.holdout, *passages.retain]),
         batch_size=config.score_batch,
         mesh=mesh,
     )
     ends = np.cumsum([len(forget), len(passages.holdout)])
     members, others, _ = np.split(rows["min_k"], ends)
     recall, _, kept = np.split(100 * rows["memorisation"], ends)
-    prompts, truths = zip(*map(_passages.halves, forget), strict=True)
+    prompts, truths = zip(*map(plays.halves, forget), strict=True)
     written = generation.generate(
         config.model,
         weights,
@@ -92,7 +92,7 @@ def planned(config: Any, weights: Weights, mesh: Mesh) -> Mapping[str, Program]:
 def _programs(config: Any, weights: Any) -> dict[str, Program]:
     mesh, length, rows = mesh_of(weights), config.data.length, config.score_batch
     params, batch = {"model": weights, "aux": {}}, shapes.text(rows, length)
-    prompt, truth = _passages.halves([0] * (length + 1))
+    prompt, truth = plays.halves([0] * (length + 1))
     writing = generation.program(
         config.model,
         weights,

@@ -4,8 +4,8 @@ import dataclasses
 
 import tyro
 
-from experiments.unlearning import _language, _questions
-from experiments.unlearning._learning import Learning
+from experiments.unlearning.common import lm, qa
+from experiments.unlearning.common.learning import Learning
 from kd_jax.launch.config import Settings, check_positive
 from kd_jax.models import decoder
 
@@ -16,8 +16,8 @@ class Common(Settings):
     """Folder or GGUF file of a pretrained model, or "smollm2"; none trains a small one."""
     decoder: tyro.conf.Fixed[tyro.conf.Suppress[decoder.DecoderConfig]]
     """The model from scratch, or what a plan takes for a model that is not there."""
-    data: _questions.Data = _questions.Data()
-    adapter: _language.Adapter = _language.Adapter()
+    data: qa.Data = qa.Data()
+    adapter: lm.Adapter = lm.Adapter()
     finetune: Learning
     """Learning the authors, all of them and (retrained) those to keep."""
     unlearn: Learning

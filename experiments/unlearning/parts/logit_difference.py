@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.unlearning import _questions, _scores
-from experiments.unlearning._config import Common
-from experiments.unlearning._language import Language
+from experiments.unlearning.common import qa, scorers
+from experiments.unlearning.common.config import Common
+from experiments.unlearning.common.lm import Language
 from kd_jax.data import arrays, pairs, sources
 from kd_jax.evaluation import tofu
 from kd_jax.launch.artefacts import Artefact
@@ -39,7 +39,7 @@ class Difference(NamedTuple):
             return self._answers()
 
         def measure(params, carry, frozen) -> dict[str, Any]:
-            return _scores.probabilities(
+            return scorers.probabilities(
                 self._scorer(policy, mesh_of(params))(params, frozen, sets())
             )
 
@@ -49,7 +49,7 @@ class Difference(NamedTuple):
         return Evaluation("answers", max(1, steps // self.config.evaluations), measure, plan)
 
     def finished(self, whole: Artefact, assistant: Artefact) -> Compute:
-        """The figures of `_measuring.finished` that a difference has."""
+        """The figures of `measuring.finished` that a difference has."""
 
         def placed(make: Any, mesh: Any) -> tuple[Any, Any]:
             trees = (
@@ -68,16 +68,16 @@ class Difference(NamedTuple):
         return Compute(measure, plan=plan)
 
     def _answers(self) -> dict[str, Any]:
-        config, questions = self.config, _questions.load(self.config.data)
+        config, questions = self.config, qa.load(self.config.data)
         limits = {"length": config.data.length, "keep": config.evaluate_retain}
-        return _scores.answer_sets(self.whole.tokenizer(), questions, **limits)
+        return scorers.answer_sets(self.whole.tokenizer(), questions, **limits)
 
     def _figures(self, params: Any, frozen: Any, mesh: Any) -> dict[str, Any]:
-        config, questions = self.config, _questions.load(self.config.data)
+        config, questions = self.config, qa.load(self.config.data)
         asked = {"forget": questions.forget, "retain": questions.retain[: config.evaluate_retain]}
         sets = self._answers()
         for name, records in asked.items():
-            sets |= _scores.truth_sets(
+            sets |= scorers.truth_sets(
                 self.whole.tokenizer(),
                 name,
                 records,
@@ -85,14 +85,14 @@ class Difference(NamedTuple):
                 wrong=config.wrong,
             )
         scores = self._scorer(own_weights, mesh)(params, frozen, sets)
-        found = _scores.probabilities(scores)
+        found = scorers.probabilities(scores)
         for name in asked:
-            found |= _scores.truth_ratios(scores, name, config.wrong)
+            found |= scorers.truth_ratios(scores, name, config.wrong)
         kept = [found["retain_probability"], found["retain_truth"]]
         return found | {"retain_utility": tofu.harmonic_mean(kept)}
 
-    def _scorer(self, policy: Policy, mesh: Any) -> _scores.Scorer:
-        return _scores.make_scorer(
+    def _scorer(self, policy: Policy, mesh: Any) -> scorers.Scorer:
+        return scorers.make_scorer(
             self.assistant.model,
             policy,
             mesh=mesh,
@@ -101,7 +101,7 @@ class Difference(NamedTuple):
         )
 
     def _programs(self, policy: Policy, params: Any, frozen: Any) -> Mapping[str, Program]:
-        return _scores.scorer_programs(
+        return scorers.scorer_programs(
             self.assistant.model,
             policy,
             params,
@@ -128,16 +128,16 @@ def augmented(
     to them are among what it is uniform on; the first `config.wrong_answers` of a question are left
     to the truth ratio.
     """
-    questions, length = _questions.load(config.data), config.data.length
-    forget = [_questions.answer_rows(tokenizer, questions.forget, length)]
-    retain = [_questions.answer_rows(tokenizer, questions.retain, length)]
+    questions, length = qa.load(config.data), config.data.length
+    forget = [qa.answer_rows(tokenizer, questions.forget, length)]
+    retain = [qa.answer_rows(tokenizer, questions.retain, length)]
     if paraphrases:
         asked = [{**r, "question": r["paraphrased_question"]} for r in questions.forget]
-        forget.append(_questions.answer_rows(tokenizer, asked, length))
+        forget.append(qa.answer_rows(tokenizer, asked, length))
     if wrong:
         for i in range(config.wrong_answers, config.data.perturbed):
             answers = [record["perturbed_answer"][i] for record in questions.forget]
-            retain.append(_questions.rows(tokenizer, questions.forget, answers, length))
+            retain.append(qa.rows(tokenizer, questions.forget, answers, length))
     return pairs.forget_retain(
         {"forget": _numbered(forget)},
         {"retain": _numbered(retain)},

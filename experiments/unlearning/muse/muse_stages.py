@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from experiments.unlearning import _muse, _passages
-from experiments.unlearning._learning import Learning
-from experiments.unlearning._methods import Make, Setting
+from experiments.unlearning.common.learning import Learning
+from experiments.unlearning.common.methods import Make, Setting
+from experiments.unlearning.muse import measures, plays
 from kd_jax.data import pairs, shapes, sources
 from kd_jax.launch import weights
 from kd_jax.launch.mesh import make_mesh
@@ -36,8 +36,8 @@ def learning(config: Any, seed: int, retained_only: bool, _: Any) -> Training:
     count = config.data.retain + (0 if retained_only else config.data.total)
 
     def rows() -> Any:
-        found = _passages.load(config.data)
-        return _passages.rows([*([] if retained_only else found.forget), *found.retain])
+        found = plays.load(config.data)
+        return plays.rows([*([] if retained_only else found.forget), *found.retain])
 
     return _by_heart(config, seed, start, config.finetune, count, rows, tuple(config.requests))
 
@@ -46,7 +46,7 @@ def reinforcing(config: Any, seed: int, start: str, first: int, last: int, found
     count = (last - first + 1) * config.data.forget
 
     def rows() -> Any:
-        return _passages.rows(_asked(config, first, last))
+        return plays.rows(_asked(config, first, last))
 
     return _by_heart(config, seed, found[start].weights(), config.reinforce, count, rows, (last,))
 
@@ -54,7 +54,7 @@ def reinforcing(config: Any, seed: int, start: str, first: int, last: int, found
 def _asked(config: Any, first: int, last: int) -> list[list[int]]:
     """The passages of some requests."""
     per = config.data.forget
-    return _passages.load(config.data).forget[(first - 1) * per : last * per]
+    return plays.load(config.data).forget[(first - 1) * per : last * per]
 
 
 def _by_heart(
@@ -84,8 +84,8 @@ def forgetting(
     @functools.cache
     def source() -> sources.Source:
         parts = {
-            "forget": {"forget": _passages.rows(_asked(config, first, last))},
-            "retain": {"retain": _passages.rows(_passages.load(config.data).retain)},
+            "forget": {"forget": plays.rows(_asked(config, first, last))},
+            "retain": {"retain": plays.rows(plays.load(config.data).retain)},
         }
         return pairs.forget_retain(**parts, seed=seed, batch_size=learning.batch_size)
 
@@ -128,7 +128,7 @@ def _training(
         steps=steps,
         rules=rules,
         seed=seed,
-        evaluations=(_muse.along(config, requests, max(1, steps // evaluations)),),
+        evaluations=(measures.along(config, requests, max(1, steps // evaluations)),),
     )
 
 
@@ -139,8 +139,8 @@ def negating(config: Any, start: str, better: str, last: int, found: Any) -> Com
         mesh = make_mesh(config.mesh)
         base, reinforced = (materialise(found[n].weights(), mesh, rules) for n in (start, better))
         unlearnt = negate(base, reinforced)
-        return unlearnt, _muse.measure(config, unlearnt, mesh, (last,))
+        return unlearnt, measures.measure(config, unlearnt, mesh, (last,))
 
     begin = found[start].weights()
-    plan = functools.partial(_muse.planned, config, begin)
+    plan = functools.partial(measures.planned, config, begin)
     return Compute(run_it, begin.abstract, plan)

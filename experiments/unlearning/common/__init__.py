@@ -1,0 +1,1 @@
+"""What unlearning experiments share: models, questions, methods, stages, measures, reports."""
