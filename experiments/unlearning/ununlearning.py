@@ -158,7 +158,8 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
 def report(config: Config, artefacts: Mapping[str, Artefact], folder: Path) -> Results:
     found = {
-        name: [artefacts[f"{name}_{seed}_contexts"] for seed in config.repetitions] for name in MODELS
+        name: [artefacts[f"{name}_{seed}_contexts"] for seed in config.repetitions]
+        for name in MODELS
     }
     figures = {
         score: {

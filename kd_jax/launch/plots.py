@@ -16,6 +16,7 @@ from kd_jax.launch.claims import Effect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
@@ -147,6 +148,39 @@ def ranking(
     return Path(path)
 
 
+def before_after(
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, Line]],
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+) -> Path:
+    """A panel for each of `panels`, up to four in a row: points (before, after) of each series.
+
+    On the dotted diagonal nothing has changed. All panels have the same axes, from 0 to 1.
+    """
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    with _figure(path, (2.3 * columns, 2.3 * rows + 0.8)) as figure:
+        places = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+        figure.supxlabel(x, fontsize=10)
+        figure.supylabel(y, fontsize=10)
+        for place in places[len(panels) :]:
+            place.set_visible(False)
+        for axes, (label, series) in zip(places, panels.items(), strict=False):
+            axes.plot([0, 1], [0, 1], color="#555555", lw=1, linestyle=":")
+            for i, (name, points) in enumerate(series.items()):
+                colour, marker, _ = _look(i)
+                axes.plot(points.x, points.y, marker, ms=3, color=colour, label=name)
+            axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+            axes.set_title(label, fontsize=10)
+            axes.tick_params(labelbottom=True)
+        _legend(figure, places[0], "outside upper right")
+    return Path(path)
+
+
 def _look(i: int) -> tuple[str, str, Any]:
     # From the ninth on colours come again, each with another marker and dash.
     j = i + i // len(COLOURS)
@@ -156,23 +190,35 @@ def _look(i: int) -> tuple[str, str, Any]:
 @contextlib.contextmanager
 def _drawing(path: str | Path, x: str, y: str, title: str) -> Iterator["Axes"]:
     """Axes to draw on; saved at the end, with a legend where something has a label."""
-    # Half a second to import: `--help` does without.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
+    with _figure(path, (6.4, 4.2)) as figure:
         axes = figure.subplots()
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.set_title(title, loc="left", fontsize=11)
         yield axes
-        labels = axes.get_legend_handles_labels()[1]
-        if labels:
-            columns = max(1, min(4, len(labels), 60 // max(map(len, labels))))
-            figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        _legend(figure, axes)
+
+
+@contextlib.contextmanager
+def _figure(path: str | Path, size: tuple[float, float]) -> Iterator["Figure"]:
+    """An empty figure of so many inches, saved at the end."""
+    # Half a second to import: `--help` does without.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, dpi=120, layout="constrained")
+        yield figure
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
+
+
+def _legend(figure: "Figure", axes: "Axes", place: str = "outside lower center") -> None:
+    """Outside of the axes, of what has a label on them."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        columns = max(1, min(4, len(labels), 60 // max(map(len, labels))))
+        figure.legend(handles, labels, loc=place, ncols=columns, frameon=False, fontsize=9)
 
 
 def _reference(axes: "Axes", reference: tuple[str, float] | None) -> None:

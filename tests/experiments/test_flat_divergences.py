@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from support.experiment_checks import Made, changed, outline, refusal, verdicts
 
@@ -83,7 +84,8 @@ def artefacts(kept, names):
     for seed in (0, 1):
         for name in ("finetune", *names, "retrain"):
             found[f"{name}_{seed}_score"] = Made(
-                {"forget_probability": 0.2, "retain_probability": 0.4 + 0.01 * seed}
+                {"forget_probability": 0.2, "retain_probability": 0.4 + 0.01 * seed},
+                {"forget_loss": np.full(2, 1.6), "retain_loss": np.full(2, 0.9)},
             )
         for name in names:
             share = kept[name]

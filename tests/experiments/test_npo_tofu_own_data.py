@@ -57,7 +57,7 @@ def test_ones_own_data_from_end_to_end(tmp_path):
             results = run.execute(npo_tofu, NAME, "smoke", config, folder)
         assert results["values"]["forget_quality"] == {}  # there are no wrong answers
         assert len(results["claims"]) == len(npo_tofu.CLAIMS)
-        assert len(results["plots"]) == 3 * 3  # of each group of methods
+        assert len(results["plots"]) == 3 * 4  # of each group of methods
 
     unread = unread_fields(config, go)
     # What places authors is not read where the files are one's own; it is read without them.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kd_jax.launch.claims import Effect
-from kd_jax.launch.plots import COLOURS, Line, bars, lines, ranking, trade_off
+from kd_jax.launch.plots import COLOURS, Line, bars, before_after, lines, ranking, trade_off
 
 
 def colours_in(path) -> set[tuple[int, ...]]:
@@ -42,7 +42,24 @@ def draw_trade_off(path):
     return trade_off(path, series, x="forget", y="retain")
 
 
-@pytest.mark.parametrize("draw", [draw_lines, draw_bars, draw_trade_off])
+def draw_before_after(path):
+    points = {"to keep": Line([0.9, 0.8], [0.8, 0.8]), "to forget": Line([0.9, 0.7], [0.1, 0.0])}
+    panels = dict.fromkeys(("GA", "NPO", "NPO+RT", "RMU", "FLAT"), points)
+    return before_after(path, panels, x="before", y="after", title="Each question")
+
+
+def test_before_and_after_are_on_the_right_axes(tmp_path):
+    """Probability .9 before and .1 after lies at the lower right of a panel."""
+    points = {"kept": Line([], []), "forgotten": Line([0.9], [0.1])}
+    path = before_after(tmp_path / "plot.png", {"GA": points}, x="before", y="after")
+    pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int)
+    rows, columns = np.nonzero((pixels == rgb(COLOURS[1])).all(-1))
+    panel = rows > len(pixels) / 3  # the legend is above
+    assert columns[panel].mean() > 0.6 * pixels.shape[1]
+    assert rows[panel].mean() > 0.6 * len(pixels)
+
+
+@pytest.mark.parametrize("draw", [draw_lines, draw_bars, draw_trade_off, draw_before_after])
 def test_plots_are_small_and_show_each_series(draw, tmp_path):
     path = draw(tmp_path / "plots" / "plot.png")
     assert 5_000 < path.stat().st_size < 100_000

@@ -168,7 +168,8 @@ def training_plots(
     folder: Path,
     suffix: str = "",
 ) -> dict[str, Path]:
-    """Forgetting, keeping and the one against the other along training, one line a method."""
+    """Forgetting, keeping and the one against the other along training, one line a method; and each
+    question before and after."""
     seeds = tuple(seeds)
     retrained = scores(artefacts, "retrain", seeds)
     made = {}
@@ -198,4 +199,23 @@ def training_plots(
         y="probability of answers to keep",
         title="From fine-tuned (hollow) to unlearned (large): up and left is better",
     )
+    made["questions" + suffix] = plots.before_after(
+        folder / "plots" / f"questions{suffix}.png",
+        {label: _each_question(artefacts, name, seeds[0]) for name, label in methods.items()},
+        x="probability of the answer before",
+        y="after unlearning",
+        title="Each question of one seed",
+    )
     return made
+
+
+def _each_question(artefacts: Artefacts, name: str, seed: int) -> dict[str, plots.Line]:
+    """Probability of each answer before and after, in one repetition."""
+    found = {}
+    for part, label in (("retain", "to keep"), ("forget", "to forget")):
+        before, after = (
+            np.exp(-scores(artefacts, model, (seed,))[0].rows[f"{part}_loss"])
+            for model in ("finetune", name)
+        )
+        found[label] = plots.Line(before.tolist(), after.tolist())
+    return found
