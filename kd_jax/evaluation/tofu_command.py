@@ -127,6 +127,16 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def _read(argument: str, path: str) -> Mapping[str, Samples]:
+    try:
+        return tofu_logs.read(path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{argument}: there is no {path}; give a folder with {tofu_logs.AGGREGATED} or one of "
+            "its files"
+        ) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; its exit code: 0, or 2 with one line on standard error."""
     parser = argparse.ArgumentParser(
@@ -144,8 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="OUT", help="a file to write all figures to")
     given = parser.parse_args(arguments)
     try:
-        logs = tofu_logs.read(given.logs)
-        retrained = tofu_logs.read(given.retain_logs) if given.retain_logs else None
+        logs = _read("--logs", given.logs)
+        retrained = _read("--retain-logs", given.retain_logs) if given.retain_logs else None
         found = scores(logs, retrained)
         if given.json:
             tofu_logs.write_json(Path(given.json), found)

@@ -263,7 +263,7 @@ def test_other_bad_input(tmp_path, capsys):
     no_forget = raw(1)
     del no_forget["eval_log_forget.json"]
     for arguments, message in (
-        (("--logs", tmp_path / "absent"), "No such file"),
+        (("--logs", tmp_path / "absent"), "--logs: there is no"),
         (("--logs", tmp_path / "empty"), "has no eval_log_aggregated.json"),
         (("--logs", tmp_path / "cut"), "eval_log.json: not JSON"),
         (("--logs", good, "--json", tmp_path / "absent" / "out.json"), "No such file"),
