@@ -61,7 +61,7 @@ def _rows(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
         return f"{sum(values) / len(values):.1f} %"
 
     def share(model: str, part: str) -> str:
-        return f"{100 * models[model][f'{part}_probability']:.1f} %"
+        return mean([100 * seed[f"{part}_probability"] for seed in models[model]])
 
     return [
         {

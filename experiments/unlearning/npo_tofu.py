@@ -54,7 +54,7 @@ PRESETS = {
         data=qa.Data(forget_authors=1, retain_authors=2, holdout_authors=1, length=64),
         # Batches divide over eight devices.
         finetune=Learning(rate=1e-2, epochs=16, batch_size=16),
-        unlearn=Learning(rate=2e-3, epochs=16, batch_size=16),
+        unlearn=Learning(rate=1e-3, epochs=16, batch_size=16),
         evaluations=2,
         evaluate_retain=20,
         wrong_answers=2,

@@ -10,8 +10,8 @@ FOUND = {
     quickstart.DISTIL: {"accuracy": {"digits": {"alone": [80.0, 84.0], "taught": [90.0, 95.0]}}},
     quickstart.UNLEARN: {
         "models": {
-            "finetune": {"forget_probability": 0.9, "retain_probability": 0.8},
-            "npo_rt": {"forget_probability": 0.1, "retain_probability": 0.7},
+            "finetune": [{"forget_probability": 0.9, "retain_probability": 0.8}],
+            "npo_rt": [{"forget_probability": 0.1, "retain_probability": 0.7}],
         }
     },
     quickstart.MERGE: {"normalised": {"pretrained": [30.0], "TIES": [75.5]}},
