@@ -63,39 +63,55 @@ def _keeps_more(than: str) -> str:
     )
 
 
+# What was tried, shown beside a claim that does not hold.
+_WAGLE = (
+    "Shares of 5, 20 and 80 % (the claims are judged at 80 %; the paper has 80 to 95 % on TOFU), "
+    "two learning rates and two numbers of epochs on other seeds, full training of a small model "
+    "from scratch instead of a pretrained one. Masks of the largest gradients, WAGLE's among them, "
+    "let the weights move that the answers to keep need too; at 80 % they are as no mask."
+)
+_SALUN = (
+    "Random labels are answers drawn from the right one and five wrong ones: after 24 epochs at "
+    "one learning rate neither has forgotten much. A longer training was not tried."
+)
+
 CLAIMS = (
     Claim(
         _keeps_more("all weights"),
-        "arXiv 2410.17509, section 5 (its tables' values UNVERIFIED)",
+        "arXiv 2410.17509 (tables UNVERIFIED)",
         "better unlearning at equal or better utility than dense GradDiff, NPO and PO",
         _effect("wagle_minus_dense"),
         above(0.0),
+        _WAGLE,
     ),
     Claim(
         _keeps_more("as many random ones"),
-        "arXiv 2410.17509, section 5 (its tables' values UNVERIFIED)",
+        "arXiv 2410.17509 (tables UNVERIFIED)",
         "better unlearning at equal or better utility than random masks",
         _effect("wagle_minus_random"),
         above(0.0),
+        _WAGLE,
     ),
     Claim(
         _keeps_more("as many of the largest"),
-        "arXiv 2410.17509, section 5 (its tables' values UNVERIFIED)",
+        "arXiv 2410.17509 (tables UNVERIFIED)",
         "better unlearning at equal or better utility than magnitude masks",
         _effect("wagle_minus_magnitude"),
         above(0.0),
+        _WAGLE,
     ),
     Claim(
         "SalUn ends nearer to the retrained model than random labels on all weights (mean gap of "
         "the two probabilities, difference).",
-        "arXiv 2310.12508, section 5",
+        "arXiv 2310.12508 (tables UNVERIFIED)",
         "image classifiers: the smallest average gap to retraining",
         _effect("salun_minus_labels_gap"),
         below(0.0),
+        _SALUN,
     ),
     Claim(
         "No weight outside a mask moves by a bit (the number of those that do, over all runs).",
-        "arXiv 2310.12508, section 4: theta = m * theta + (1 - m) * theta_o",
+        "arXiv 2310.12508: theta = m * theta + (1 - m) * theta_o",
         "0 by construction",
         _effect("moved_outside"),
         within(0.0, 0.0),
@@ -202,7 +218,11 @@ def _masks(
         for part in _PARTS:
             values = [s.values[f"{part}_probability"] for s in found]
             row[f"{part} probability"] = reporting.over_seeds(values)
-        row["retain probability at equal forgetting"] = reporting.over_seeds(kept[name])
+        # Some never forget so much.
+        reached = not np.isnan(kept[name]).any()
+        row["retain probability at equal forgetting"] = (
+            reporting.over_seeds(kept[name]) if reached else None
+        )
         row["gap to retrained"] = reporting.over_seeds(gaps[name])
         if variant.score:
             row["weights moved"] = int(np.mean([s.values["moved_inside"] for s in found]))
