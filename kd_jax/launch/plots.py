@@ -17,6 +17,7 @@ from kd_jax.launch.claims import Effect
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import LegendLocType
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
@@ -213,7 +214,9 @@ def _figure(path: str | Path, size: tuple[float, float]) -> Iterator["Figure"]:
         figure.savefig(path)
 
 
-def _legend(figure: "Figure", axes: "Axes", place: str = "outside lower center") -> None:
+def _legend(
+    figure: "Figure", axes: "Axes", place: "LegendLocType" = "outside lower center"
+) -> None:
     """Outside of the axes, of what has a label on them."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
