@@ -6,7 +6,8 @@ asked to forget some of them in parts. Each request starts from the model that t
 left, and knows nothing of those to come; NPO's reference is the model that it starts from.
 
 Claim: utility falls from request to request, with GradDiff more than with NPO+RT, and what was
-forgotten first comes back a little.
+forgotten first comes back a little. At `laptop` GradDiff falls and ends below NPO+RT, but nothing
+comes back: every further request makes the earlier answers less probable.
 
     python -m experiments.unlearning.sequential_requests smoke     # generated authors: 20 s
     python -m experiments.unlearning.sequential_requests laptop    # real TOFU, a small LM, 3 seeds

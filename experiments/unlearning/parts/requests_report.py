@@ -30,6 +30,7 @@ CLAIMS = (
         _FALLS,
         read_effect("npo_rt_retain_fall"),
         above(0.0),
+        "Three seeds of four requests; neither more of them nor a longer stream was tried.",
     ),
     Claim(
         "After the last request NPO+RT keeps more of the retained answers' probability than "
@@ -46,6 +47,9 @@ CLAIMS = (
         "no figure",
         read_effect("npo_rt_first_return"),
         above(0.0),
+        "With all three methods every further request makes the earlier answers less probable: in "
+        "this small model, trained from scratch, forgetting one author forgets the others too. A "
+        "pretrained model with an adapter (--model smollm2) was not tried.",
     ),
 )
 
