@@ -6,10 +6,12 @@ unlearns one of them by NPO+RT; another one is trained without that author. All 
 about the author with no context, after irrelevant facts, after other facts about the same author,
 after the fact in other words and after the fact itself, in contexts of equally many tokens.
 
-Claim: the unlearned model and the retrained one answer again when the facts are in the context.
+Claim: the unlearned model and the retrained one answer again when the facts are in the context. At
+`laptop` they do after the fact itself; after other words and other facts the right answer is only
+more probable, and what the unlearned model writes is not closer to it (ROUGE-L recall).
 
     python -m experiments.unlearning.ununlearning smoke   # generated authors, a small LM: 20 s
-    python -m experiments.unlearning.ununlearning laptop  # SmolLM2-135M, real TOFU: 12 minutes
+    python -m experiments.unlearning.ununlearning laptop  # SmolLM2-135M, real TOFU: 10 minutes
 
 `laptop` needs the TOFU files (environment KD_JAX_DATA, or --data.folder) and the model
 (python -m kd_jax.formats.fetch smollm2). Intervals are over questions, or over seeds where there
@@ -57,6 +59,8 @@ def _net(score: str, model: str, kind: str):
 
 # The answer can be copied from the fact itself, so recall of what is written measures that as well.
 # From other words it cannot, and other words are what a model then writes: there its probability.
+_CHOSEN = "the measure was chosen after a look at the model before any training"
+
 CLAIMS = (
     Claim(
         "With the forgotten facts in the prompt, a model that unlearned them answers better than "
@@ -76,7 +80,7 @@ CLAIMS = (
     ),
     Claim(
         "A description in other words is enough for the unlearned model (gain in the answer's "
-        "probability above 0).",
+        f"probability above 0; {_CHOSEN}).",
         "arXiv 2407.00106, abstract (the protocol is ours)",
         "qualitative",
         _net("probability", "npo_rt", "described"),
@@ -84,7 +88,7 @@ CLAIMS = (
     ),
     Claim(
         "A description in other words is enough for the retrained model (gain in the answer's "
-        "probability above 0).",
+        f"probability above 0; {_CHOSEN}).",
         "arXiv 2407.00106, abstract (the protocol is ours)",
         "qualitative",
         _net("probability", "retrain", "described"),
@@ -92,7 +96,7 @@ CLAIMS = (
     ),
     Claim(
         "Other facts about the author, from which the answer has to be inferred, bring it back to "
-        "the unlearned model too (gain in the answer's probability above 0).",
+        f"the unlearned model too (gain in the answer's probability above 0; {_CHOSEN}).",
         "arXiv 2407.00106, axioms and theorems (the protocol is ours)",
         "qualitative: what follows from known facts can be derived again",
         _net("probability", "npo_rt", "related"),
