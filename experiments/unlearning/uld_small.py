@@ -10,7 +10,9 @@ The assistant's data are augmented as in the paper, by the same answers to quest
 words (to remember) and by wrong answers to the questions (to be uniform on); an ablation leaves out
 either. The truth ratio is measured with other paraphrases and other wrong answers than those.
 
-Claim: it forgets, keeps more of the rest than GradDiff and NPO+RT, and needs its augmentation.
+Claim: it forgets, keeps more of the rest than GradDiff and NPO+RT, and needs its augmentation. At
+`laptop` it forgets and keeps more than GradDiff, but not more than NPO+RT, and does better without
+its augmentation.
 
     python -m experiments.unlearning.uld_small smoke     # generated authors: 20 s
     python -m experiments.unlearning.uld_small laptop    # real TOFU, a small LM, 3 seeds

@@ -39,6 +39,18 @@ def _effect(name: str):
     return read
 
 
+# What was tried, shown beside a claim that does not hold.
+_KEPT = (
+    "After 45 epochs of fine-tuning, chosen on other seeds, both keep nearly everything; with fewer "
+    "epochs other claims turned out otherwise too. A pretrained model was not tried."
+)
+_AUGMENTED = (
+    "Paraphrases alone, wrong answers alone, both and neither; fewer epochs of fine-tuning on other "
+    "seeds. The assistant is trained from the first layers of a small model that has learnt nothing "
+    "but these authors: uniform on wrong answers, it remembers the right ones less well. A "
+    "pretrained model (--model smollm2) was not tried."
+)
+
 CLAIMS = (
     Claim(
         "ULD forgets: the mean probability of forgotten answers falls below half of the fine-tuned "
@@ -68,6 +80,7 @@ CLAIMS = (
         "NPO loses 17 % of its utility on average; TOFU-10%: 0.62 against 0.32 of NPO+KL",
         _effect("uld_minus_npo_rt_retain"),
         above(0.0),
+        _KEPT,
     ),
     Claim(
         "Without augmentation ULD ends further from the retrained model: the distance between "
@@ -77,6 +90,7 @@ CLAIMS = (
         "TOFU-10%: forget quality 1e-7 without, 0.52 with it",
         _effect("plain_minus_uld_distance"),
         above(0.0),
+        _AUGMENTED,
     ),
     Claim(
         "Without augmentation ULD keeps less of the retained answers' probability (difference).",
@@ -84,6 +98,7 @@ CLAIMS = (
         "TOFU-10%: model utility 0.53 without, 0.62 with it",
         _effect("uld_minus_plain_retain"),
         above(0.0),
+        _AUGMENTED,
     ),
 )
 
