@@ -41,13 +41,13 @@ def _effect(name: str):
 
 # What was tried, shown beside a claim that does not hold.
 _KEPT = (
-    "After 45 epochs of fine-tuning, chosen on other seeds, both keep nearly everything; with fewer "
-    "epochs other claims turned out otherwise too. A pretrained model was not tried."
+    "After 45 epochs of fine-tuning, chosen on other seeds, both keep nearly everything; with "
+    "fewer epochs other claims turned out otherwise too. A pretrained model was not tried."
 )
 _AUGMENTED = (
-    "Paraphrases alone, wrong answers alone, both and neither; fewer epochs of fine-tuning on other "
-    "seeds. The assistant is trained from the first layers of a small model that has learnt nothing "
-    "but these authors: uniform on wrong answers, it remembers the right ones less well. A "
+    "Paraphrases alone, wrong answers alone, both and neither; fewer epochs of fine-tuning on "
+    "other seeds. The assistant is trained from the first layers of a small model that has learnt "
+    "nothing but these authors: uniform on wrong answers, it remembers the right ones less well. A "
     "pretrained model (--model smollm2) was not tried."
 )
 
