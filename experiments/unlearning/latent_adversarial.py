@@ -7,7 +7,8 @@ prompt's tokens so that it answers all the same. Both then meet two attacks: rel
 second of the forgotten questions, measured on those between; and a fresh adversary. A model
 retrained without the authors is attacked too: what it yields was never unlearned.
 
-Claim: trained under attack, the forgotten answers come back less, at little cost to the others.
+Claim: trained under attack, the forgotten answers come back less, at little cost to the others. At
+`laptop` this holds for the latent attack; relearning brings nearly everything back from both.
 
     python -m experiments.unlearning.latent_adversarial smoke     # generated authors: 20 s
     python -m experiments.unlearning.latent_adversarial laptop    # real TOFU, a small LM, 3 seeds

@@ -32,6 +32,8 @@ CLAIMS = (
         "less recovery of unlearned knowledge by relearning on a part of it",
         _effect("relearned"),
         above(0.0),
+        "Three seeds, one radius and one layer: relearning brings nearly everything back with and "
+        "without LAT, with it a little later. More layers or seeds were not tried.",
     ),
     Claim(
         "A fresh latent attack of the radius of the training gets more of the forgotten answers "
