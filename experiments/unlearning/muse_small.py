@@ -11,8 +11,8 @@ Claim: methods that remove what was learnt by heart leak what was forgotten, cos
 kept, and the more so the more is forgotten. At `laptop` they do, and more so along a stream of
 requests; of more that is forgotten at once three seeds do not decide it.
 
-    python -m experiments.unlearning.muse_small smoke     # generated texts, a tiny LM: 20 s
-    python -m experiments.unlearning.muse_small laptop    # Romeo and Juliet, three seeds: 14 minutes
+    python -m experiments.unlearning.muse_small smoke     # generated texts: 20 s
+    python -m experiments.unlearning.muse_small laptop    # Romeo and Juliet: 14 minutes
 
 `laptop` needs the file of tiny Shakespeare (environment KD_JAX_DATA, or --data.folder).
 

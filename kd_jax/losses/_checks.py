@@ -17,6 +17,12 @@ def not_negative(name: str, value: Any) -> None:
         raise ValueError(f"{name}: got {value}, takes numbers from 0")
 
 
+def share(name: str, value: Any) -> None:
+    """ValueError unless a Python number is in [0, 1]; traced and array values are not looked at."""
+    if isinstance(value, int | float) and not 0 <= value <= 1:
+        raise ValueError(f"{name}: got {value}, takes numbers in [0, 1]")
+
+
 def same_shape(**arrays: jax.Array) -> None:
     """ValueError unless all arrays have the shape of the first: nothing broadcasts by accident."""
     (first, like), *rest = arrays.items()
