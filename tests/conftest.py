@@ -21,6 +21,9 @@ if PLATFORM == "cpu":
     jax.config.update("jax_num_cpu_devices", 8)
     # As `runtime.init` does for simulated devices: programs from the compilation cache hang else.
     os.environ["XLA_FLAGS"] = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    if importlib.util.find_spec("libtpu") is None:
+        # Tests compile more than they compute: a fifth of their time. Not for a TPU's programs.
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 hypothesis.settings.register_profile(
     "kd_jax", derandomize=True, deadline=None, max_examples=20, database=None
