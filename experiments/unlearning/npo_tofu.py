@@ -6,6 +6,10 @@ by the family's other methods under the same protocol.
 
 Claim: GA destroys what should be kept; NPO forgets more slowly and NPO+RT keeps the rest.
 
+All methods share one learning rate and number of steps, which some are too slow for (SimNPO, SatImp
+and the refusals have forgotten little when it is over): what a method can do at its own rate is
+`leaderboard`'s question.
+
     python -m experiments.unlearning.npo_tofu smoke     # generated authors, a small LM: 20 s
     python -m experiments.unlearning.npo_tofu laptop    # SmolLM2-135M, real TOFU
     python -m experiments.unlearning.npo_tofu laptop --methods ga npo npo_rt

@@ -52,14 +52,6 @@ CLAIMS = (
         _effect("ga_over_npo_forget_rise"),
         above(1.0),
     ),
-    Claim(
-        "SimNPO keeps at least as much of the retained answers' probability as NPO+RT (difference "
-        "above 0).",
-        "arXiv 2410.07163, Table 1 (UNVERIFIED)",
-        "forget05: SimNPO has a higher model utility than NPO",
-        _effect("simnpo_minus_npo_rt_retain"),
-        above(0.0),
-    ),
 )
 
 
@@ -101,10 +93,10 @@ def _effects(scores: Mapping[str, Sequence[Artefact]]) -> dict[str, Effect]:
         found["ga_retain_kept"] = reporting.share(scores["ga"], scores[start], retain)
     if "npo_rt" in scores:
         found["npo_rt_forget_kept"] = reporting.share(scores["npo_rt"], scores[start], forget)
-    for one, two in (("npo_rt", "ga"), ("simnpo", "npo_rt")):
-        if one in scores and two in scores:
-            name = f"{one}_minus_{two}_retain"
-            found[name] = reporting.difference(scores[one], scores[two], retain)
+    if "ga" in scores and "npo_rt" in scores:
+        found["npo_rt_minus_ga_retain"] = reporting.difference(
+            scores["npo_rt"], scores["ga"], retain
+        )
     if "ga" in scores and "npo" in scores:
         found["ga_over_npo_forget_rise"] = _rises(*(scores[n] for n in ("ga", "npo", start)))
     return found
