@@ -136,14 +136,11 @@ def test_a_model_that_is_not_there_is_said_in_one_line():
 # Claims.
 
 
-COMPARED = (*METHODS, "simnpo")
-
-
 def made(losses):
     """Score artefacts of two parts whose answers all have about these losses; and trainings."""
     spread = np.linspace(-0.01, 0.01, 8)
     found = {}
-    for name in ("finetune", "retrain", *COMPARED):
+    for name in ("finetune", "retrain", *METHODS):
         forget, retain = losses.get(name, (1.0, 1.0))
         rows = {"forget_loss": forget + spread, "retain_loss": retain + spread}
         values = {
@@ -166,9 +163,8 @@ def made(losses):
                 "ga": (9.0, 8.0),
                 "npo": (3.0, 2.0),
                 "npo_rt": (2.0, 0.2),
-                "simnpo": (2.0, 0.1),
             },
-            ["holds"] * 5,
+            ["holds"] * 4,
         ),
         (
             {
@@ -176,31 +172,30 @@ def made(losses):
                 "ga": (1.0, 0.2),
                 "npo": (3.0, 2.0),
                 "npo_rt": (0.3, 0.5),
-                "simnpo": (0.3, 0.9),
             },
-            ["fails"] * 5,
+            ["fails"] * 4,
         ),
     ],
 )
 def test_claims_on_losses_made_by_hand(tmp_path, losses, expected):
-    methods = {name: ALL[name] for name in COMPARED}
+    methods = {name: ALL[name] for name in METHODS}
     results = tofu_report.results(methods, range(1), made(losses), tmp_path)
     assert verdicts(npo_tofu, results) == expected
-    assert verdicts(npo_tofu, results, "smoke") == ["not tested"] * 5
+    assert verdicts(npo_tofu, results, "smoke") == ["not tested"] * 4
     kept = results.values["effects"]["ga_retain_kept"]["estimate"]
     start, end = losses["finetune"][1], losses["ga"][1]
     assert kept == pytest.approx(np.exp(start - end), rel=1e-3)
     rise = results.values["effects"]["ga_over_npo_forget_rise"]["estimate"]
     assert rise == pytest.approx((losses["ga"][0] - 0.1) / (losses["npo"][0] - 0.1), rel=1e-3)
     assert results.values["forget_quality"]["finetune"][0] < 0.01
-    assert set(results.values["models"]) == {"finetune", "retrain", *COMPARED}
+    assert set(results.values["models"]) == {"finetune", "retrain", *METHODS}
     assert all(path.exists() for path in results.plots.values())
 
 
 def test_a_claim_about_a_method_that_was_not_run_is_not_tested(tmp_path):
     losses = {"finetune": (0.1, 0.1), "npo_rt": (2.0, 0.2)}
     results = tofu_report.results({"npo_rt": ALL["npo_rt"]}, range(1), made(losses), tmp_path)
-    expected = ["not tested", "holds", "not tested", "not tested", "not tested"]
+    expected = ["not tested", "holds", "not tested", "not tested"]
     assert verdicts(npo_tofu, results) == expected
 
 
@@ -208,9 +203,8 @@ def test_each_claim_reads_its_own_effect():
     names = ("ga_retain_kept", "npo_rt_forget_kept", "npo_rt_minus_ga_retain")
     effects = {name: {"estimate": 0.4, "low": 0.3, "high": 0.6} for name in names}
     effects["ga_over_npo_forget_rise"] = {"estimate": 1.1, "low": 0.9, "high": 1.3}
-    effects["simnpo_minus_npo_rt_retain"] = {"estimate": -0.1, "low": -0.3, "high": -0.05}
     results = Results({"effects": effects})
-    expected = ["inconclusive", "inconclusive", "holds", "inconclusive", "fails"]
+    expected = ["inconclusive", "inconclusive", "holds", "inconclusive"]
     assert verdicts(npo_tofu, results) == expected
 
 
