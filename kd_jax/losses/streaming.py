@@ -19,6 +19,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from kd_jax.losses import _checks
+from kd_jax.losses._pieces import (
+    bend,
+    beside,
+    check_head,
+    check_targets,
+    curve_of,
+    extent,
+    join,
+    multiply,
+    pieces_of,
+    split,
+)
 from kd_jax.losses.classification import label_log_probs
 from kd_jax.losses.divergences import forward_kl
 from kd_jax.types import Head, Logits
@@ -45,8 +57,8 @@ def token_log_probs(
     neither computed nor stored when it is not differentiated (LoRA on a frozen head); each has the
     dtype of its input. Reverse mode only at first order (custom_vjp).
     """
-    _check_head("head", head)
-    _check_targets(head, targets)
+    check_head("head", head)
+    check_targets(head, targets)
     if isinstance(head, Logits):
         return label_log_probs(head.z, targets)
     return over_vocabulary(_label_row, head, targets, chunk=chunk)
@@ -62,10 +74,10 @@ def token_forward_kl(
     The gradient goes to the student alone: teacher and temperature are stopped. Memory and
     gradients of a factored student as in `token_log_probs`.
     """
-    _check_head("student", student)
-    _check_head("teacher", teacher)
+    check_head("student", student)
+    check_head("teacher", teacher)
     _checks.positive("temperature", temperature)
-    ours, theirs = _extent(student), _extent(teacher)
+    ours, theirs = extent(student), extent(teacher)
     if ours != theirs:
         raise ValueError(f"teacher: got [B, T, V] of {theirs}, takes the student's, {ours}")
     fixed = jax.lax.stop_gradient(temperature)
@@ -93,8 +105,8 @@ def token_statistics(
 
     Arguments as `token_log_probs`. An id outside [0, V) is never correct.
     """
-    _check_head("head", head)
-    _check_targets(head, targets)
+    check_head("head", head)
+    check_targets(head, targets)
     return over_vocabulary(_statistics_row, jax.lax.stop_gradient(head), targets, chunk=chunk)
 
 
@@ -140,60 +152,15 @@ def over_vocabulary(
     It may give a tuple of arrays [B, C] where no gradient is taken.
     chunk: at most so many positions of T are multiplied out at a time.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk: got {chunk}, takes at least 1")
-    length = head[0].shape[1]
-    pieces = -(-length // chunk)
-    split = functools.partial(_split, pieces=pieces)
-    others, rows, fixed = jax.lax.stop_gradient((tuple(others), rows, fixed))
-    rows = jax.tree.map(split, ([other[0] for other in others], rows))
-    fixed = ([other[1:] for other in others], fixed)
-    whole = functools.partial(_with_others, row, tuple(type(other) for other in others))
+    pieces = pieces_of(head, chunk)
+    whole, rows, fixed = beside(row, others, rows, fixed, pieces=pieces)
+    cut = functools.partial(split, pieces=pieces)
     if isinstance(head, Logits):
         one = jax.checkpoint(lambda z, r: whole(z.astype(jnp.float32), r, fixed), prevent_cse=False)
-        values = jax.lax.map(lambda x: one(*x), (split(head.z), rows))
+        values = jax.lax.map(lambda x: one(*x), (cut(head.z), rows))
     else:
-        # As arrays: a head that has passed through a jit boundary holds arrays here anyhow.
-        curve = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (head.scale, head.softcap))
-        values = _streamed(whole, split(head.hidden), head.unembedding, curve, rows, fixed)
-
-    def join(x: jax.Array) -> jax.Array:
-        joined = jnp.moveaxis(x, 0, 2)  # [B, C, n]
-        return joined.reshape(joined.shape[0], -1)[:, :length]
-
-    return jax.tree.map(join, values)
-
-
-def _with_others(
-    row: Row, kinds: tuple[Callable[..., Head], ...], logits: jax.Array, rows: PyTree, fixed: PyTree
-) -> Any:
-    (arrays, rows), (rest, fixed) = rows, fixed
-    others = tuple(
-        kind(array, *more).logits() for kind, array, more in zip(kinds, arrays, rest, strict=True)
-    )
-    return row(logits, others, rows, fixed)
-
-
-def _split(x: jax.Array, *, pieces: int) -> jax.Array:
-    """[B, T, ...] -> [n, B, C, ...] with C = ceil(T / n); the end of T is padded with zeros.
-
-    Piece i is positions i::n: of a T split over devices, each has its part of every piece.
-    """
-    batch, length, *rest = x.shape
-    size = -(-length // pieces)
-    x = jnp.pad(x, [(0, 0), (0, pieces * size - length)] + [(0, 0)] * len(rest))
-    return jnp.moveaxis(x.reshape(batch, size, pieces, *rest), 2, 0)
-
-
-def _multiply(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
-    return jnp.einsum("bcd,vd->bcv", hidden, unembedding, preferred_element_type=jnp.float32)
-
-
-def _bend(product: jax.Array, curve: PyTree) -> jax.Array:
-    """What `Factored.logits` does after the product."""
-    scale, softcap = curve
-    z = scale * product
-    return z if softcap is None else softcap * jnp.tanh(z / softcap)
+        values = _streamed(whole, cut(head.hidden), head.unembedding, curve_of(head), rows, fixed)
+    return jax.tree.map(functools.partial(join, length=head[0].shape[1]), values)
 
 
 def _stream(
@@ -208,7 +175,7 @@ def _stream(
 
     def one(x: PyTree) -> Any:
         h, r = x
-        return row(_bend(_multiply(h, unembedding), curve), r, fixed)
+        return row(bend(multiply(h, unembedding), curve), r, fixed)
 
     return jax.lax.map(one, (hidden, rows))
 
@@ -245,8 +212,8 @@ def _backward(row: Callable[..., Any], residuals: PyTree, g: jax.Array):
     def one(sums: PyTree, x: PyTree) -> tuple[PyTree, jax.Array | None]:
         h, r, g_piece = x
         with jax.named_scope(RECOMPUTED):
-            z = _multiply(h, unembedding)
-            _, pull = jax.vjp(lambda z, c: row(_bend(z, c), r, fixed), z, curve)
+            z = multiply(h, unembedding)
+            _, pull = jax.vjp(lambda z, c: row(bend(z, c), r, fixed), z, curve)
         dz, d_curve = pull(g_piece)
         dz = dz.astype(operand)
         d_unembedding = einsum("bcv,bcd->vd", dz, h) if want_unembedding else None
@@ -267,27 +234,3 @@ def _backward(row: Callable[..., Any], residuals: PyTree, g: jax.Array):
 
 
 _streamed.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _extent(head: Head) -> tuple[int, ...]:
-    """(B, T, V)."""
-    if isinstance(head, Logits):
-        return head.z.shape
-    return (*head.hidden.shape[:2], head.unembedding.shape[0])
-
-
-def _check_targets(head: Head, targets: jax.Array) -> None:
-    shape = head[0].shape[:2]
-    if targets.shape != shape:
-        raise ValueError(f"targets: got shape {targets.shape}, takes [B, T] of the head, {shape}")
-
-
-def _check_head(name: str, head: Head) -> None:
-    if isinstance(head, Logits):
-        if head.z.ndim != 3:
-            raise ValueError(f"{name}.z: got shape {head.z.shape}, takes [B, T, V]")
-    elif head.hidden.ndim != 3 or head.unembedding.shape[1:] != head.hidden.shape[-1:]:
-        raise ValueError(
-            f"{name}: got hidden {head.hidden.shape} and unembedding {head.unembedding.shape}, "
-            "takes [B, T, D] and [V, D]"
-        )

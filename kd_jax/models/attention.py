@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from kd_jax.models.parts import mesh_axes, ways
+from kd_jax.axes import mesh_axes, ways
 from kd_jax.models.splash import splash_attention
 
 CUDNN_HEAD_DIM = 128  # cuDNN's limit for training before Hopper

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from kd_jax.axes import mesh_axes, named, ways
 from kd_jax.models import layout, lora, moe, rope
 from kd_jax.models.attention import attention
 from kd_jax.models.config import DecoderConfig
-from kd_jax.models.parts import fetched, matmul, mesh_axes, named, rms_norm, swiglu, ways
+from kd_jax.models.parts import fetched, matmul, rms_norm, swiglu
 from kd_jax.trees import nest
 from kd_jax.types import Factored, Logits, Model, ModelOutput, PyTree
 

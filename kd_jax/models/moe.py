@@ -15,8 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from kd_jax.axes import mesh_axes, ways
 from kd_jax.models.lora import merge
-from kd_jax.models.parts import mesh_axes, ways
 from kd_jax.types import Term
 
 # (pattern of a path, logical name of each axis), where the mixture is a decoder's layers/mlp.

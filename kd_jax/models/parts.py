@@ -1,15 +1,14 @@
-"""What models are made of: norm, matrix product, named activations, weights in host memory."""
+"""What models are made of: norm, matrix product, weights in host memory."""
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.core.spmd import get_logical_axis_rules
-from flax.linen import spmd
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+from kd_jax.axes import named
 
 
 def rms_norm(
@@ -90,28 +89,6 @@ def swiglu(layer: Any, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         checkpoint_name(matmul(x, layer[name]["kernel"]), "gate_up") for name in ("gate", "up")
     )
     return matmul(named(jax.nn.silu(gate) * up, "batch", "length", "mlp"), layer["down"]["kernel"])
-
-
-def named(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x with its axes named for sharding.
-
-    Does nothing unless flax's logical axis rules and a mesh (`jax.set_mesh`) are in context.
-    """
-    return spmd.with_logical_constraint(x, axes)
-
-
-def mesh_axes(name: str) -> str | tuple[str, ...] | None:
-    """The mesh axes that a logical name lies on, in the rules in context; None for no rules."""
-    rules = get_logical_axis_rules()
-    if jax.sharding.get_abstract_mesh().empty or not rules:
-        return None
-    return (spmd.logical_to_mesh_axes((name,), rules) or (None,))[0]
-
-
-def ways(axes: str | tuple[str, ...] | None) -> int:
-    """Into how many parts these axes of the mesh in context cut a dimension."""
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in names)
 
 
 def fetched(tree: Any) -> Any:

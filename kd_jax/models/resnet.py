@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kd_jax.axes import named
 from kd_jax.models.common import Places, along_last, linear, normals, to_float
 from kd_jax.models.lora import merge
-from kd_jax.models.parts import fetched, named
+from kd_jax.models.parts import fetched
 from kd_jax.trees import check_same, nest
 from kd_jax.types import Logits, Model, ModelOutput, PyTree
 

@@ -10,7 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax.models.parts import mesh_axes, ways
+from kd_jax.axes import mesh_axes, ways
 
 LANES = 128  # a block is a multiple of it in both directions
 BLOCKS = (512, 256, LANES)

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 import jax
 import jax.numpy as jnp
 
+from kd_jax.axes import named
 from kd_jax.models.attention import attention
 from kd_jax.models.common import Places, layer_norm, linear, normals, to_float
-from kd_jax.models.parts import fetched, named
+from kd_jax.models.parts import fetched
 from kd_jax.trees import nest
 from kd_jax.types import Logits, Model, ModelOutput, PyTree
 
