@@ -1,9 +1,9 @@
 """Weighted sums of row-wise losses over a large vocabulary, with the gradient made on the way.
 
 Of a sum over tokens with weights that are known, the derivative of every token is known in the
-forward pass, while its logits are there. `sum_over_vocabulary` takes it then: the logits are made
-once, where `streaming.over_vocabulary`, which gives every position's value, makes them again in the
-backward pass. Of a student with V tokens and width D that is 6 D V FLOPs a token, and 2 D V more
+forward pass, while its logits are there. It is taken then: the logits are made where
+`streaming.over_vocabulary`, which gives every position's value, makes them again in the backward
+pass. Of a student with V tokens and width D that is 6 D V FLOPs a token, and 2 D V more
 for a teacher as wide, against 8 D V and 4 D V more. What is kept until the backward pass is the
 gradient itself, of the hidden states and the unembedding.
 """
@@ -15,17 +15,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import custom_vjp_primal_tree_values
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kd_jax.axes import mesh_axes, named, ways
 from kd_jax.losses._pieces import bend, beside, check_head, curve_of, multiply, pieces_of, split
 from kd_jax.losses.streaming import Row, over_vocabulary
-from kd_jax.types import Head, Logits
+from kd_jax.types import Head, Logits, Term, weighted_sum
 
 PyTree = Any
 
 
-def sum_over_vocabulary(
+def weighted_sum_over_vocabulary(
     row: Row,
     head: Head,
     weights: Float[Array, "B T"],
@@ -33,14 +34,16 @@ def sum_over_vocabulary(
     fixed: PyTree = (),
     *,
     others: Sequence[Head] = (),
+    scale: ArrayLike = 1.0,
     chunk: int = 512,
-) -> Float[Array, ""]:
-    """sum over b, t of weights * row(logits [B, C, V], others' logits, rows, fixed): f32 scalar.
+) -> Term:
+    """Term(sum of weights * row(logits [B, C, V], others' logits, rows, fixed), sum of weights).
 
-    weights: [B, T], without gradient; where one is 0 the row's value counts as 0. Everything else
-    as `streaming.over_vocabulary`. Memory: the logits of at most `chunk` positions along T at a
-    time, those of others and what row makes of them; and the gradient, of which the unembedding's
-    is summed in float32, on every shard of the batch by itself, and added up over shards once.
+    What `weighted_sum(over_vocabulary(row, head, rows, fixed, others=others), weights, scale)` is,
+    with the same arguments: weights [B, T] have no gradient, and where one is 0 the row's value
+    counts as 0. Memory: the logits of at most `chunk` positions along T at a time, those of others
+    and what row makes of them; and the gradient, of which the unembedding's is summed in float32,
+    on every shard of the batch by itself, and added up over shards once. Reverse mode only.
     """
     check_head("head", head)
     if weights.shape != head[0].shape[:2]:
@@ -50,19 +53,15 @@ def sum_over_vocabulary(
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
     if isinstance(head, Logits):
         values = over_vocabulary(row, head, rows, fixed, others=others, chunk=chunk)
-        return _weighted(values, weights)
+        return weighted_sum(values, weights, scale)
     pieces = pieces_of(head, chunk)
     whole, rows, fixed = beside(row, others, rows, fixed, pieces=pieces)
     cut = functools.partial(split, pieces=pieces)
     # Gathered once, where it is cut along its width: not piece by piece.
     unembedding = named(head.unembedding, "vocab", None)
-    return _summed(
-        whole, cut(head.hidden), unembedding, curve_of(head), (cut(weights), rows), fixed
-    )
-
-
-def _weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
-    return jnp.where(weights == 0, 0.0, values * weights).sum()
+    pieced = cut(weights), rows
+    total = _summed(whole, cut(head.hidden), unembedding, curve_of(head), pieced, fixed)
+    return Term(total, weights.sum(), scale)
 
 
 def _value(row, hidden, unembedding, curve, rows, fixed) -> jax.Array:
@@ -71,7 +70,7 @@ def _value(row, hidden, unembedding, curve, rows, fixed) -> jax.Array:
     def one(total: jax.Array, x: PyTree) -> tuple[jax.Array, None]:
         h, (w, r) = x
         values = row(bend(multiply(h, unembedding), curve), r, fixed)
-        return total + _weighted(values, w), None
+        return total + weighted_sum(values, w).total, None
 
     return jax.lax.scan(one, jnp.zeros(()), (hidden, rows))[0]
 
@@ -102,10 +101,14 @@ def _value_and_gradient(row, wanted, hidden, unembedding, curve, rows, fixed):
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     shards = _Shards(*hidden.shape[1:3])
 
+    # The checkpoint is for second derivatives, which would store every piece's logits without it.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def one(sums: PyTree, x: PyTree) -> tuple[PyTree, jax.Array | None]:
         h, (w, r) = x
         z = multiply(h, unembedding)
-        value, pull = jax.vjp(lambda z, c: _weighted(row(bend(z, c), r, fixed), w), z, curve)
+        value, pull = jax.vjp(
+            lambda z, c: weighted_sum(row(bend(z, c), r, fixed), w).total, z, curve
+        )
         dz, d_curve = pull(jnp.ones(()))
         dz = dz.astype(operand)
         d_unembedding = None

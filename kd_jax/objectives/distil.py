@@ -5,15 +5,17 @@
 reads as 0.1 * CE + 0.9 * T^2 * KL(teacher || student) at temperature T (Hinton et al. 2015).
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kd_jax.losses.classification import label_log_probs
 from kd_jax.losses.divergences import forward_kl, reverse_kl
 from kd_jax.losses.features import hint as hint_loss
-from kd_jax.losses.streaming import token_forward_kl
+from kd_jax.losses.summed import weighted_sum_over_vocabulary
 from kd_jax.objectives.combinators import frozen_weights, own_weights
 from kd_jax.objectives.terms import label_cross_entropy, next_token_nll
 from kd_jax.types import (
@@ -29,6 +31,7 @@ from kd_jax.types import (
 )
 
 PyTree = Any
+TokenLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Part(NamedTuple):
@@ -143,12 +146,29 @@ def reverse_soft_labels(scale: float = 1.0, *, temperature: float = 1.0) -> Part
 
 def soft_tokens(scale: float = 1.0, *, temperature: float = 1.0) -> Part:
     """scale * T^2 * KL(teacher || student) at temperature T, a mean over tokens; streamed."""
+    loss = functools.partial(forward_kl, temperature=temperature)
+    return token_divergence(lambda s, t, y: loss(s, t), scale * temperature**2)
 
-    def loss(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
-        kl = token_forward_kl(student.head, teacher.head, temperature=temperature)
-        return weighted_sum(kl, batch["weights"], scale * temperature**2)
 
-    return Part(loss)
+def token_divergence(loss: TokenLoss, scale: float = 1.0, *, hard: float = 0.0) -> Part:
+    """scale * loss(student, teacher, targets) + hard * NLL of the targets, a mean over tokens.
+
+    loss: of `losses.divergences` and its neighbours, (logits [..., V], teacher's logits [..., V],
+        targets int [...]) -> [...]; such as `lambda s, t, y: jensen_shannon(s, t, beta=0.5)`.
+    Streamed over the vocabulary, with both losses on the same logits: as two parts, the next-token
+    loss beside it would make them once more.
+    """
+
+    def row(logits, others, targets, fixed) -> jax.Array:
+        value = scale * loss(logits, others[0], targets)
+        return value - hard * label_log_probs(logits, targets) if hard else value
+
+    def part(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
+        return weighted_sum_over_vocabulary(
+            row, student.head, batch["weights"], batch["targets"], others=(teacher.head,)
+        )
+
+    return Part(part)
 
 
 def hint(student_tap: str, teacher_tap: str, scale: float = 1.0) -> Part:

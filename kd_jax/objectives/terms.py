@@ -3,10 +3,11 @@
 Each function is (output, batch) -> Term; what is weighed stands in its docstring.
 """
 
+import jax
 import jax.numpy as jnp
 
-from kd_jax.losses.classification import accuracy, cross_entropy
-from kd_jax.losses.streaming import token_log_probs
+from kd_jax.losses.classification import accuracy, cross_entropy, label_log_probs
+from kd_jax.losses.summed import weighted_sum_over_vocabulary
 from kd_jax.types import Batch, ModelOutput, Term, weighted_sum
 
 
@@ -25,7 +26,7 @@ def next_token_nll(output: ModelOutput, batch: Batch) -> Term:
 
     The mean is over all weighed tokens of the whole batch, not a mean of means per sequence.
     """
-    return weighted_sum(-token_log_probs(output.head, batch["targets"]), batch["weights"])
+    return weighted_sum_over_vocabulary(_nll_row, output.head, batch["weights"], batch["targets"])
 
 
 def sequence_weights(batch: Batch) -> jnp.ndarray:
@@ -36,3 +37,7 @@ def sequence_weights(batch: Batch) -> jnp.ndarray:
 def answer_lengths(batch: Batch) -> jnp.ndarray:
     """f32 [B]: how many weighed tokens each row has; 0 for padding rows."""
     return (batch["weights"] != 0).sum(-1).astype(jnp.float32)
+
+
+def _nll_row(logits, others, targets, fixed) -> jax.Array:
+    return -label_log_probs(logits, targets)

@@ -14,8 +14,8 @@ from kd_jax.launch.sharding import TABLE, on_mesh
 from kd_jax.losses.classification import label_log_probs
 from kd_jax.losses.divergences import forward_kl, jensen_shannon
 from kd_jax.losses.streaming import over_vocabulary
-from kd_jax.losses.summed import sum_over_vocabulary
-from kd_jax.types import Factored, Logits
+from kd_jax.losses.summed import weighted_sum_over_vocabulary
+from kd_jax.types import Factored, Logits, weighted_sum
 
 B, T, D, E, V = 8, 10, 6, 5, 24
 CURVES = pytest.mark.parametrize("curve", [(1.0, None), (0.7, 3.0)], ids=["plain", "softcap"])
@@ -47,7 +47,7 @@ def row(logits, others, targets, share):
 
 
 def summed(hidden, unembedding, curve=(1.0, None), *, case=CASE, chunk=4):
-    return sum_over_vocabulary(
+    return weighted_sum_over_vocabulary(
         row,
         Factored(hidden, unembedding, *curve),
         case["weights"],
@@ -55,7 +55,7 @@ def summed(hidden, unembedding, curve=(1.0, None), *, case=CASE, chunk=4):
         0.5,
         others=[Factored(*case["teacher"])],
         chunk=chunk,
-    )
+    ).total
 
 
 def dense(hidden, unembedding, curve=(1.0, None), *, case=CASE):
@@ -83,13 +83,13 @@ def test_equals_the_dense_form(chunk, curve):
 def test_a_dense_head_is_summed_too():
     def loss(z):
         teacher = Logits(Factored(*CASE["teacher"]).logits())
-        return sum_over_vocabulary(
+        return weighted_sum_over_vocabulary(
             lambda z, others, rows, fixed: forward_kl(z, others[0]),
             Logits(z),
             CASE["weights"],
             others=[teacher],
             chunk=3,
-        )
+        ).total
 
     z = Factored(CASE["hidden"], CASE["unembedding"]).logits()
     q, p = jax.nn.softmax(z), jax.nn.softmax(Factored(*CASE["teacher"]).logits())
@@ -100,6 +100,28 @@ def test_what_is_scaled_afterwards_is_scaled():
     args = CASE["hidden"], CASE["unembedding"]
     ours, theirs = (both(lambda h, w, f=f: jnp.sin(f(h, w) / 40), *args) for f in (summed, dense))
     close(ours, theirs)
+
+
+def test_it_is_a_term():
+    term = weighted_sum_over_vocabulary(
+        lambda z, others, targets, fixed: -label_log_probs(z, targets),
+        Factored(CASE["hidden"], CASE["unembedding"]),
+        CASE["weights"],
+        CASE["targets"],
+        scale=0.3,
+    )
+    values = -label_log_probs(
+        Factored(CASE["hidden"], CASE["unembedding"]).logits(), CASE["targets"]
+    )
+    close(tuple(term), tuple(weighted_sum(values, CASE["weights"], 0.3)))
+
+
+def test_second_derivatives_equal_the_dense_form():
+    def outer(f):
+        return lambda h, w: sum(jnp.sin(g).sum() for g in jax.grad(f, (0, 1))(h, w))
+
+    args = CASE["hidden"], CASE["unembedding"]
+    close(both(outer(summed), *args)[1], both(outer(dense), *args)[1], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("argument", [0, 1])

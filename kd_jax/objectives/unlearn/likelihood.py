@@ -5,11 +5,12 @@ from collections.abc import Callable
 import jax
 
 from kd_jax.losses import unlearning
-from kd_jax.losses.streaming import token_log_probs
+from kd_jax.losses.classification import label_log_probs
+from kd_jax.losses.summed import weighted_sum_over_vocabulary
 from kd_jax.objectives.combinators import add, on, own_weights
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
-from kd_jax.types import Context, Model, Objective, Output, Policy, stateless, weighted_sum
+from kd_jax.types import Context, Model, Objective, Output, Policy, stateless
 
 
 def gradient_ascent(model: Model, *, policy: Policy = own_weights) -> Objective:
@@ -52,9 +53,12 @@ def gradient_difference(model: Model, *, policy: Policy = own_weights) -> Object
 def _ascent(model: Model, loss_of: Callable[[jax.Array], jax.Array], policy: Policy) -> Objective:
     """The mean over weighed tokens of a loss of the targets' log-probabilities [B, T]."""
 
+    def row(logits, others, targets, fixed) -> jax.Array:
+        return loss_of(label_log_probs(logits, targets))
+
     def loss(params, carry, frozen, batch, ctx: Context) -> Output:
         output = model.apply(policy(params, frozen), batch, key=ctx.key, train=ctx.train)
-        losses = loss_of(token_log_probs(output.head, batch["targets"]))
-        return Output({"ascent": weighted_sum(losses, batch["weights"])})
+        term = weighted_sum_over_vocabulary(row, output.head, batch["weights"], batch["targets"])
+        return Output({"ascent": term})
 
     return stateless(loss)

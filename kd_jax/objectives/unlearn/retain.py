@@ -1,8 +1,11 @@
 """Keeping what is not to be forgotten: the current model held to a reference."""
 
-from kd_jax.losses.streaming import token_forward_kl
+import jax
+
+from kd_jax.losses.divergences import forward_kl
+from kd_jax.losses.summed import weighted_sum_over_vocabulary
 from kd_jax.objectives.combinators import frozen_weights, own_weights
-from kd_jax.types import Context, Model, Objective, Output, Policy, stateless, weighted_sum
+from kd_jax.types import Context, Model, Objective, Output, Policy, stateless
 
 
 def kl_retain(
@@ -17,7 +20,13 @@ def kl_retain(
     def loss(params, carry, frozen, batch, ctx: Context) -> Output:
         current = model.apply(policy(params, frozen), batch, key=ctx.key, train=ctx.train)
         target = model.apply(reference(params, frozen), batch)
-        kl = token_forward_kl(current.head, target.head)  # stops the target
-        return Output({"kl": weighted_sum(kl, batch["weights"])})
+        term = weighted_sum_over_vocabulary(
+            _kl_row, current.head, batch["weights"], others=(target.head,)
+        )
+        return Output({"kl": term})
 
     return stateless(loss)
+
+
+def _kl_row(logits, others, rows, fixed) -> jax.Array:
+    return forward_kl(logits, others[0])

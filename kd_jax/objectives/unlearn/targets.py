@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.losses import targets
-from kd_jax.losses.streaming import over_vocabulary
+from kd_jax.losses.summed import weighted_sum_over_vocabulary
 from kd_jax.objectives.combinators import frozen_weights, own_weights
-from kd_jax.types import Batch, Context, Model, Objective, Output, Policy, stateless, weighted_sum
+from kd_jax.types import Batch, Context, Model, Objective, Output, Policy, stateless
 
 
 def undial(
@@ -32,8 +32,10 @@ def undial(
         current = model.apply(policy(params, frozen), batch, key=ctx.key, train=ctx.train)
         target = model.apply(reference(params, frozen), batch)
         row = functools.partial(_undial_row, beta=beta)
-        values = over_vocabulary(row, current.head, batch["targets"], others=(target.head,))
-        return Output({"undial": weighted_sum(values, batch["weights"])})
+        term = weighted_sum_over_vocabulary(
+            row, current.head, batch["weights"], batch["targets"], others=(target.head,)
+        )
+        return Output({"undial": term})
 
     return stateless(loss)
 
@@ -87,8 +89,8 @@ def _on_tokens(
 ) -> Objective:
     def loss(params, carry, frozen, batch, ctx: Context) -> Output:
         output = model.apply(policy(params, frozen), batch, key=ctx.key, train=ctx.train)
-        values = over_vocabulary(row, output.head, batch["targets"])
-        return Output({name: weighted_sum(values, weights(batch))})
+        term = weighted_sum_over_vocabulary(row, output.head, weights(batch), batch["targets"])
+        return Output({name: term})
 
     return stateless(loss)
 
