@@ -1,0 +1,74 @@
+"""Characters of a text as rows of tokens, for language models from scratch."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kd_jax.data import prepare
+from kd_jax.data.builders.authors_generator import generate
+from kd_jax.data.builders.tiny_shakespeare import TinyShakespeare
+from kd_jax.launch.config import check_positive, not_identity
+
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # ASCII: 96, also before a text is read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """Tiny Shakespeare, or generated sentences about authors."""
+
+    shakespeare: bool = False
+    """Tiny Shakespeare instead of generated text."""
+    length: int = 64
+    """Characters that a row has to predict."""
+    held_out: int = 256
+    """Rows to measure on; from parts of the text that are never trained on."""
+    folder: str | None = not_identity(None)
+    """Where the data set's files lie (by default the environment's KD_JAX_DATA)."""
+
+    def __post_init__(self):
+        check_positive(self, "length", "held_out")
+
+
+class Corpus(NamedTuple):
+    """Rows of length + 1 characters, int32 [N, length + 1]."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+@functools.cache
+def load(text: Text) -> Corpus:
+    """Consecutive pieces of the text; of those held out, evenly many from all of its end."""
+    if text.shakespeare:
+        splits = prepare.load(TinyShakespeare, manual_dir=text.folder)
+        train, rest = (prepare.texts(splits[name])[0]["text"] for name in ("train", "validation"))
+    else:
+        answers = [record["answer"] for record in generate(60)]
+        train, rest = ("\n".join(part) for part in (answers[:800], answers[800:]))
+    train, rest = (_cut(part, text.length + 1) for part in (train, rest))
+    if len(rest) < text.held_out:
+        raise ValueError(
+            f"text.held_out: got {text.held_out}, the text has {len(rest)} rows of {text.length}"
+        )
+    return Corpus(train, rest[np.linspace(0, len(rest) - 1, text.held_out).astype(int)])
+
+
+def rows(tokens: np.ndarray, *, given: int = 0) -> dict[str, Any]:
+    """A text batch of tokens [N, T + 1]; the first `given` of each are a prompt, not predicted."""
+    weights = np.ones((len(tokens), tokens.shape[1] - 1), np.float32)
+    weights[:, : max(0, given - 1)] = 0.0
+    return {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "weights": weights,
+        "index": np.arange(len(tokens), dtype=np.int32),
+    }
+
+
+def _cut(text: str, size: int) -> np.ndarray:
+    """Int32 [N, size]; characters outside ASCII are "?"."""
+    codes = {character: i for i, character in enumerate(CHARACTERS)}
+    tokens = np.array([codes.get(c, codes["?"]) for c in text], np.int32)
+    return tokens[: len(tokens) // size * size].reshape(-1, size)
