@@ -1,0 +1,54 @@
+"""The losses that students of the family learn by, by name."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+
+from kd_jax.losses import divergences, top_k
+from kd_jax.objectives.distil import TokenLoss, distil, token_divergence
+from kd_jax.objectives.supervise import supervise
+from kd_jax.objectives.taid import taid
+from kd_jax.objectives.terms import next_token_nll
+from kd_jax.types import Model, Objective
+
+
+class Arm(NamedTuple):
+    """A way to train: (student, teacher, steps) -> Objective."""
+
+    label: str
+    make: Callable[[Model, Model, int], Objective]
+
+
+def _by(label: str, loss: TokenLoss) -> Arm:
+    return Arm(label, lambda s, t, steps: distil(s, t, {"kd": token_divergence(loss)}))
+
+
+def _tail(s: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+    """The teacher's four likeliest characters and the rest as one."""
+    log_p, ids = jax.lax.top_k(jax.nn.log_softmax(t), 4)
+    return top_k.top_k_kl_with_tail(s, ids, log_p, top_k.log_tail(log_p))
+
+
+ARMS = {
+    "alone": Arm("text alone", lambda s, t, steps: supervise(s, {"nll": next_token_nll})),
+    "forward": _by("forward KL", lambda s, t, y: divergences.forward_kl(s, t)),
+    "reverse": _by("reverse KL", lambda s, t, y: divergences.reverse_kl(s, t)),
+    "jsd": _by("JSD 0.5", lambda s, t, y: divergences.jensen_shannon(s, t, beta=0.5)),
+    "skew": _by("skew KL 0.1", lambda s, t, y: divergences.skew_forward_kl(s, t, alpha=0.1)),
+    "skew_reverse": _by(
+        "skew reverse KL 0.1", lambda s, t, y: divergences.skew_reverse_kl(s, t, alpha=0.1)
+    ),
+    "tvd": _by("total variation", lambda s, t, y: divergences.total_variation(s, t)),
+    "adaptive": _by("adaptive KL", lambda s, t, y: divergences.adaptive_kl(s, t)),
+    "decoupled": _by(
+        "decoupled KD 0.5", lambda s, t, y: divergences.decoupled_kl(s, t, y, others=0.5)
+    ),
+    "top_4": _by("top 4 and the rest", _tail),
+    "split_4": _by("TopKLD 4 (inferred)", lambda s, t, y: top_k.top_k_split_kl(s, t, k=4)),
+    "taid": Arm("TAID", lambda s, t, steps: taid(s, t, steps=steps)),
+}
+Name = Literal[
+    "alone", "forward", "reverse", "jsd", "skew", "skew_reverse", "tvd", "adaptive", "decoupled",
+    "top_4", "split_4", "taid",
+]  # fmt: skip
