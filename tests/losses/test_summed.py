@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.launch.mesh import MeshConfig, make_mesh
+from kd_jax.launch.planning.collectives import traffic
 from kd_jax.launch.sharding import TABLE, on_mesh
 from kd_jax.losses.classification import label_log_probs
 from kd_jax.losses.divergences import forward_kl, jensen_shannon
@@ -21,7 +22,7 @@ B, T, D, E, V = 8, 10, 6, 5, 24
 CURVES = pytest.mark.parametrize("curve", [(1.0, None), (0.7, 3.0)], ids=["plain", "softcap"])
 
 
-def make(dtype=jnp.float32):
+def make(dtype=jnp.float32, T=T, V=V):
     rng = np.random.default_rng(0)
 
     def draw(*shape):
@@ -165,7 +166,7 @@ def test_sixteen_bits():
     close([g.astype(jnp.float32) for g in grads], list(theirs), rtol=3e-2, atol=3e-2)
 
 
-@pytest.mark.parametrize(
+LAYOUTS = pytest.mark.parametrize(
     "layout",
     [
         MeshConfig(),
@@ -175,17 +176,34 @@ def test_sixteen_bits():
     ],
     ids=["data", "fsdp", "tensor", "all"],
 )
-def test_a_mesh_changes_nothing_and_the_loop_adds_up_nothing(layout):
+
+
+def placed(mesh, case=CASE):
+    specs = {"hidden": P(TABLE["batch"], "context"), "unembedding": P("tensor", "fsdp")}
+    return [jax.device_put(case[x], NamedSharding(mesh, spec)) for x, spec in specs.items()]
+
+
+@LAYOUTS
+def test_a_mesh_changes_nothing(layout):
     mesh = make_mesh(layout)
-    hidden, unembedding = (
-        jax.device_put(CASE[name], NamedSharding(mesh, spec))
-        for name, spec in (
-            ("hidden", P(TABLE["batch"], "context")),
-            ("unembedding", P("tensor", "fsdp")),
-        )
-    )
     f = jax.jit(jax.value_and_grad(on_mesh(summed, mesh), (0, 1)))
-    close(f(hidden, unembedding), both(dense, CASE["hidden"], CASE["unembedding"]))
+    close(f(*placed(mesh)), both(dense, CASE["hidden"], CASE["unembedding"]))
+
+
+@LAYOUTS
+def test_no_logits_and_no_gradient_of_the_head_travel_in_the_loop(layout):
+    """A token more asks for less traffic than a row of its device's logits."""
+    mesh = make_mesh(layout)
+    vocabulary = 256
+
+    def sent(length):
+        case = make(T=length, V=vocabulary)
+        f = jax.value_and_grad(on_mesh(functools.partial(summed, case=case), mesh), (0, 1))
+        program = jax.jit(f).lower(*placed(mesh, case)).compile()
+        return sum(traffic(program.as_text()).values())
+
+    tokens = B * 32 * layout.tensor // 8  # of each device, more
+    assert sent(40) - sent(8) < 4 * tokens * vocabulary // layout.tensor
 
 
 def test_the_values_are_those_of_the_streamed_form():

@@ -90,10 +90,7 @@ def results(
     for name in methods:
         label = ARMS[name].label
         series = {
-            measure: [
-                artefacts[f"{name}_{seed}"].series(f"held_out/{measure}")
-                for seed in seeds
-            ]
+            measure: [artefacts[f"{name}_{seed}"].series(f"held_out/{measure}") for seed in seeds]
             for measure in MEASURES
         }
         ends[name] = {m: [values[-1] for _, values in found] for m, found in series.items()}
