@@ -23,9 +23,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from experiments.distillation.common import runs
+from experiments.distillation.common import reporting, runs
 from experiments.distillation.common.arms import ARMS, Name
-from experiments.distillation.common.config import SMALL, Common
+from experiments.distillation.common.config import SMALL, STUDENT, TEACHER, Common
 from experiments.distillation.common.learning import Learning
 from experiments.distillation.common.text import Text
 from experiments.distillation.parts import zoo_report
@@ -64,14 +64,10 @@ PRESETS = {
     ),
     "laptop": Config(
         text=Text(shakespeare=True, length=64, held_out=512),
-        teacher=dataclasses.replace(
-            SMALL, width=128, depth=4, heads=4, kv_heads=4, head_dim=32, mlp=384
-        ),
-        student=dataclasses.replace(
-            SMALL, width=64, depth=1, heads=2, kv_heads=2, head_dim=32, mlp=128
-        ),
-        learn_teacher=Learning(rate=2e-3, steps=3000, batch_size=64),
-        learn=Learning(rate=3e-3, steps=1000, batch_size=32),
+        teacher=TEACHER,
+        student=STUDENT,
+        learn_teacher=Learning(rate=3e-3, steps=2000, batch_size=64),
+        learn=Learning(rate=3e-3, steps=600, batch_size=32),
         seed=10,
     ),
 }
@@ -97,7 +93,8 @@ def _student(config: Config, name: str, seed: int, found: Mapping[str, Any]) -> 
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Path) -> Results:
-    return zoo_report.results(config.methods, config.repetitions, artefacts, folder)
+    labels = {name: ARMS[name].label for name in config.methods}
+    return reporting.results(labels, config.repetitions, artefacts, folder)
 
 
 if __name__ == "__main__":

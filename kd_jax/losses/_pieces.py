@@ -7,16 +7,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kd_jax.axes import mesh_axes, ways
 from kd_jax.types import Head, Logits
 
 PyTree = Any
 
+# Logits of a piece on a device, 128 MiB of them in float32. A product of few tokens waits for the
+# unembedding to be read, so there are never fewer tokens than this.
+_LOGITS, _TOKENS = 2**25, 256
 
-def pieces_of(head: Head, chunk: int) -> int:
-    """How many pieces of at most `chunk` positions T is cut into."""
+
+def pieces_of(head: Head, chunk: int | None) -> int:
+    """How many pieces of at most `chunk` positions T is cut into.
+
+    None: pieces of which each device has about 2^25 logits, or of 256 tokens if that is more.
+    """
+    batch, length, vocabulary = extent(head)
+    if chunk is None:
+        tokens = max(_TOKENS, _LOGITS // (vocabulary // _ways("vocab", vocabulary)))
+        here, rows = length // _ways("length", length), batch // _ways("batch", batch)
+        least = min(-(-here * rows // tokens), here)
+        # An even cut, where there is one nearby, needs no padding and keeps the shards of T.
+        return next((n for n in range(least, min(2 * least, here) + 1) if here % n == 0), least)
     if chunk < 1:
         raise ValueError(f"chunk: got {chunk}, takes at least 1")
-    return -(-head[0].shape[1] // chunk)
+    return -(-length // chunk)
+
+
+def _ways(name: str, size: int) -> int:
+    """Into how many parts the mesh in context cuts an axis; 1 where it does not divide it."""
+    parts = ways(mesh_axes(name))
+    return parts if size % parts == 0 else 1
 
 
 def split(x: jax.Array, *, pieces: int) -> jax.Array:

@@ -44,12 +44,13 @@ RECOMPUTED = "rematted_computation"
 
 
 def token_log_probs(
-    head: Head, targets: Int[Array, "B T"], *, chunk: int = 512
+    head: Head, targets: Int[Array, "B T"], *, chunk: int | None = None
 ) -> Float[Array, "B T"]:
     """log softmax(logits)_y for every position, in nats: f32 [B, T], unreduced.
 
     head: `Logits` [B, T, V], used as they are; or `Factored`, of which at most `chunk` positions
-        along T are multiplied out at a time, [B, chunk, V] in float32.
+        along T are multiplied out at a time, [B, chunk, V] in float32; by default pieces of about
+        128 MiB on each device.
     targets: int [B, T]; position t holds the label of logits t, nothing is shifted. An id outside
         [0, V), such as -100, gives -logsumexp: finite, and for zero weights only.
 
@@ -65,7 +66,7 @@ def token_log_probs(
 
 
 def token_forward_kl(
-    student: Head, teacher: Head, *, temperature: ArrayLike = 1.0, chunk: int = 512
+    student: Head, teacher: Head, *, temperature: ArrayLike = 1.0, chunk: int | None = None
 ) -> Float[Array, "B T"]:
     """KL(p || q) of every position, p = softmax(teacher / tau), q = softmax(student / tau).
 
@@ -99,7 +100,7 @@ class TokenStatistics(NamedTuple):
 
 
 def token_statistics(
-    head: Head, targets: Int[Array, "B T"], *, chunk: int = 512
+    head: Head, targets: Int[Array, "B T"], *, chunk: int | None = None
 ) -> TokenStatistics:
     """The statistics of every position in one pass over the head; no gradient.
 
@@ -141,7 +142,7 @@ def over_vocabulary(
     fixed: PyTree = (),
     *,
     others: Sequence[Head] = (),
-    chunk: int = 512,
+    chunk: int | None = None,
 ) -> Any:
     """row(logits [B, C, V], others' logits, rows [B, C, ...], fixed) over pieces of T: f32 [B, T].
 
@@ -150,7 +151,8 @@ def over_vocabulary(
     their logits in float32 beside the head's. rows, fixed and others get no gradient.
     row must be defined for all-zero rows, with which T is padded, and close over no traced value.
     It may give a tuple of arrays [B, C] where no gradient is taken.
-    chunk: at most so many positions of T are multiplied out at a time.
+    chunk: at most so many positions of T are multiplied out at a time; None: as many as make about
+        128 MiB of logits on each device, and no fewer than 256 tokens.
     """
     pieces = pieces_of(head, chunk)
     whole, rows, fixed = beside(row, others, rows, fixed, pieces=pieces)

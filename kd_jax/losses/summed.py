@@ -35,13 +35,13 @@ def weighted_sum_over_vocabulary(
     *,
     others: Sequence[Head] = (),
     scale: ArrayLike = 1.0,
-    chunk: int = 512,
+    chunk: int | None = None,
 ) -> Term:
     """Term(sum of weights * row(logits [B, C, V], others' logits, rows, fixed), sum of weights).
 
     What `weighted_sum(over_vocabulary(row, head, rows, fixed, others=others), weights, scale)` is,
     with the same arguments: weights [B, T] have no gradient, and where one is 0 the row's value
-    counts as 0. Memory: the logits of at most `chunk` positions along T at a time, those of others
+    counts as 0. Memory: the logits of a piece of T at a time (`chunk` positions), those of others
     and what row makes of them; and the gradient, of which the unembedding's is summed in float32,
     on every shard of the batch by itself, and added up over shards once. Reverse mode only.
     """

@@ -1,4 +1,4 @@
-"""Settings that the family's language experiments share."""
+"""Settings and sizes that the family's language experiments share."""
 
 import dataclasses
 
@@ -46,3 +46,7 @@ SMALL = DecoderConfig(
     vocab=len(CHARACTERS), width=32, depth=1, heads=2, kv_heads=2, head_dim=16, mlp=64,
     tied=True, scan=False, remat=False,
 )  # fmt: skip
+
+# Of `laptop`: a teacher with more than its student can hold.
+TEACHER = dataclasses.replace(SMALL, width=96, depth=2, heads=3, kv_heads=3, head_dim=32, mlp=288)
+STUDENT = dataclasses.replace(SMALL, width=48, heads=2, kv_heads=2, head_dim=24, mlp=96)

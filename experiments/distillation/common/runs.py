@@ -45,31 +45,35 @@ def student_depends(config: Common, seed: int) -> dict[str, Any]:
 
 
 def student(
-    config: Common, objective: Objective, seed: int, found: Mapping[str, Any], **changes: Any
+    config: Common, objective: Objective, seed: int, found: Mapping[str, Any], *, given: int = 0
 ) -> Training:
     """A student that learns from frozen["teacher"] and is measured against it along the way.
 
-    changes: other fields of the Training.
+    given: characters of a row that are its prompt, not learnt.
     """
     measured = measuring.Measured(
         config.text, config.student, config.teacher, config.prompt, config.score_batch, seed
     )
-    return training(config, config.student, objective, config.learn, seed)._replace(
+    return training(config, config.student, objective, config.learn, seed, given)._replace(
         frozen=weights.joined(teacher=found["teacher"].weights()),
         frozen_rules={"teacher": decoder.rules(config.teacher)},
         evaluations=(measuring.along(measured, max(1, config.learn.steps // config.evaluations)),),
-        **changes,
     )
 
 
 def training(
-    config: Common, model: DecoderConfig, objective: Objective, learning: Learning, seed: int
+    config: Common,
+    model: DecoderConfig,
+    objective: Objective,
+    learning: Learning,
+    seed: int,
+    given: int = 0,
 ) -> Training:
     """A model from scratch on rows of the text."""
 
     @functools.cache
     def source() -> sources.Source:
-        train = text_lib.rows(text_lib.load(config.text).train)
+        train = text_lib.rows(text_lib.load(config.text).train, given=given)
         return sources.array_batches(train, seed=seed, name="text", batch_size=learning.batch_size)
 
     return Training(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ class Text:
     shakespeare: bool = False
     """Tiny Shakespeare instead of generated text."""
     length: int = 64
-    """Characters that a row has to predict."""
+    """Tokens, mostly characters, that a row has to predict."""
     held_out: int = 256
     """Rows to measure on; from parts of the text that are never trained on."""
     folder: str | None = not_identity(None)
@@ -32,7 +33,7 @@ class Text:
 
 
 class Corpus(NamedTuple):
-    """Rows of length + 1 characters, int32 [N, length + 1]."""
+    """Rows of length + 1 tokens, int32 [N, length + 1]."""
 
     train: np.ndarray
     held_out: np.ndarray
@@ -41,13 +42,18 @@ class Corpus(NamedTuple):
 @functools.cache
 def load(text: Text) -> Corpus:
     """Consecutive pieces of the text; of those held out, evenly many from all of its end."""
+    return corpus(text, _characters)
+
+
+def corpus(text: Text, encode: Callable[[str], Sequence[int]]) -> Corpus:
+    """`load` in other tokens than characters."""
     if text.shakespeare:
         splits = prepare.load(TinyShakespeare, manual_dir=text.folder)
         train, rest = (prepare.texts(splits[name])[0]["text"] for name in ("train", "validation"))
     else:
         answers = [record["answer"] for record in generate(60)]
         train, rest = ("\n".join(part) for part in (answers[:800], answers[800:]))
-    train, rest = (_cut(part, text.length + 1) for part in (train, rest))
+    train, rest = (_cut(encode(part), text.length + 1) for part in (train, rest))
     if len(rest) < text.held_out:
         raise ValueError(
             f"text.held_out: got {text.held_out}, the text has {len(rest)} rows of {text.length}"
@@ -67,8 +73,13 @@ def rows(tokens: np.ndarray, *, given: int = 0) -> dict[str, Any]:
     }
 
 
-def _cut(text: str, size: int) -> np.ndarray:
-    """Int32 [N, size]; characters outside ASCII are "?"."""
+def _characters(text: str) -> list[int]:
+    """Characters outside ASCII are "?"."""
     codes = {character: i for i, character in enumerate(CHARACTERS)}
-    tokens = np.array([codes.get(c, codes["?"]) for c in text], np.int32)
-    return tokens[: len(tokens) // size * size].reshape(-1, size)
+    return [codes.get(c, codes["?"]) for c in text]
+
+
+def _cut(tokens: Sequence[int], size: int) -> np.ndarray:
+    """Int32 [N, size]; what is left at the end is dropped."""
+    whole = np.array(tokens[: len(tokens) // size * size], np.int32)
+    return whole.reshape(-1, size)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,16 +10,15 @@ from jax.sharding import Mesh
 
 from experiments.unlearning.common import qa
 from kd_jax.data.vocabulary import WordTokenizer
-from kd_jax.formats import fetch
-from kd_jax.launch import runtime
+from kd_jax.launch import language, runtime
 from kd_jax.launch import weights as weights_lib
-from kd_jax.launch.errors import UserError
+from kd_jax.launch.language import Language
 from kd_jax.launch.stages import materialise
 from kd_jax.launch.weights import Weights
 from kd_jax.models import decoder, lora, pretrained
 from kd_jax.models.decoder import DecoderConfig
 from kd_jax.objectives.combinators import own_weights
-from kd_jax.types import Frozen, Model, Params, Policy, TrainState
+from kd_jax.types import Frozen, Params, Policy, TrainState
 
 # One layer, unrolled: a smoke run spends its time compiling.
 TINY = DecoderConfig(
@@ -54,21 +52,9 @@ class Adapter:
             raise ValueError(f"adapter.rank: got {self.rank}, takes numbers from 0")
 
 
-class Language(NamedTuple):
-    """An architecture with its initial weights; tokenizer() may read files."""
-
-    config: DecoderConfig
-    model: Model
-    tokenizer: Callable[[], Any]
-    weights: Weights
-    max_length: int = 2048
-
-
 def open_language(path: str | None, like: DecoderConfig, data: qa.Data, seed: int) -> Language:
-    """The pretrained model of a folder or GGUF file; without a path, `like` from scratch.
+    """The pretrained model of a path (`launch.language`); without one, `like` from scratch.
 
-    path: "smollm2" stands for the model that `kd_jax.formats.fetch smollm2` fetches. Of a model
-        whose files are not there the shapes are those of `like`: enough for a plan.
     The vocabulary of a model from scratch is the words of the questions.
     """
     if path is None:
@@ -78,29 +64,7 @@ def open_language(path: str | None, like: DecoderConfig, data: qa.Data, seed: in
         model = decoder.decoder(config)
         key = jax.random.key(seed)
         return Language(config, model, lambda: tokenizer, weights_lib.from_init(model.init, key))
-    file = fetch.smollm2_path() if path == "smollm2" else Path(path)
-    if not file.exists():
-        model = decoder.decoder(like)
-        shapes = jax.eval_shape(model.init, jax.random.key(seed))
-        absent = functools.partial(_absent, path)
-        return Language(like, model, absent, Weights(shapes, absent))
-    found = pretrained.open_pretrained(file, dtype=like.dtype, remat=like.remat)
-    return Language(
-        found.config,
-        decoder.decoder(found.config),
-        functools.cache(found.tokenizer),
-        Weights(found.abstract, found.make),
-        found.max_length,
-    )
-
-
-def _absent(path: str, *_: Any) -> Any:
-    how = (
-        "run `python -m kd_jax.formats.fetch smollm2`"
-        if path == "smollm2"
-        else "give --model a Hugging Face folder or a GGUF file"
-    )
-    raise UserError(f"model: there is no {path}; {how}")
+    return language.open_language(path, like)
 
 
 @functools.cache
