@@ -33,7 +33,7 @@ from kd_jax.data import shapes, sources
 from kd_jax.evaluation.intervals import bootstrap_interval
 from kd_jax.launch import evaluation, plots, run, weights
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
-from kd_jax.launch.config import Settings, check_positive
+from kd_jax.launch.config import Settings, check_positive, identity
 from kd_jax.launch.language import Language, open_language
 from kd_jax.launch.mesh import make_mesh
 from kd_jax.launch.sharding import shardings_of
@@ -132,12 +132,12 @@ CLAIMS = tuple(
 def stages(config: Config) -> tuple[Stage, ...]:
     whole = _opened(config)
     shared = {
-        "model": [config.model, dataclasses.asdict(config.decoder)],
-        "text": dataclasses.asdict(config.text),
+        "model": [config.model, identity(config.decoder)],
+        "text": identity(config.text),
         "rows": config.score_batch,
     }
     learnt = {
-        "learn": dataclasses.asdict(config.learn),
+        "learn": identity(config.learn),
         "student": [config.depth, config.evaluations, config.seed],
     }
     score = Stage("teacher", lambda _: _teacher(config, whole), (), shared)
@@ -254,7 +254,7 @@ def _objective(student: Model, teacher: Model, share: float) -> Objective:
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Path) -> Results:
-    rows = {name: artefacts[name].rows["held_out/row_nll"] for name in ARMS}
+    rows = {name: artefacts[name].rows[f"{config.learn.steps}/held_out/row_nll"] for name in ARMS}
     series = {name: artefacts[name].series("held_out/nll") for name in ARMS}
     whole = artefacts["teacher"]
     nll = {name: _over_rows(x) for name, x in rows.items()}

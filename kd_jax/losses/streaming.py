@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import custom_vjp_primal_tree_values
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -150,7 +150,7 @@ def over_vocabulary(
     what every piece sees whole; others: further heads [B, T, .] (a teacher's, a reference's),
     their logits in float32 beside the head's. rows, fixed and others get no gradient.
     row must be defined for all-zero rows, with which T is padded, and close over no traced value.
-    It may give a tuple of arrays [B, C] where no gradient is taken.
+    It may give a tuple of arrays [B, C].
     chunk: at most so many positions of T are multiplied out at a time; None: as many as make about
         128 MiB of logits on each device, and no fewer than 256 tokens.
     """
@@ -202,8 +202,10 @@ def _forward(
     return _streamed(row, *values), (values, wanted)
 
 
-def _backward(row: Callable[..., Any], residuals: PyTree, g: jax.Array):
+def _backward(row: Callable[..., Any], residuals: PyTree, g: PyTree):
     (hidden, unembedding, curve, rows, fixed), wanted = residuals
+    # Of several values, those without gradient.
+    g = jax.tree.map(lambda x: jnp.zeros(x.shape) if isinstance(x, SymbolicZero) else x, g)
     want_hidden, want_unembedding, want_curve = (mark is not None for mark in wanted)
     # Products of the backward pass take operands as wide as the forward's and sum in float32.
     operand = jnp.result_type(hidden, unembedding)

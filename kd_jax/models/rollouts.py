@@ -47,7 +47,7 @@ def continued(
     tokens = jnp.concatenate([inputs, targets[:, -1:]], 1)  # [B, T + 1]
     answered = (weights > 0).any(1, keepdims=True)
     given = jnp.argmax(weights > 0, axis=1).astype(jnp.int32) + 1  # tokens of the prompt
-    place = jnp.arange(tokens.shape[1])
+    place = jnp.arange(tokens.shape[1])[None, :]
     prompts = jnp.where(place < given[:, None], tokens, 0)
     new, counts = sampler.generate(
         config,

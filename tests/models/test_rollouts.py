@@ -41,7 +41,7 @@ def test_prompts_stay_and_the_rest_is_what_the_sampler_draws():
     new = write(PARAMS, old, KEY, max_new=4, temperature=0.7)
     lengths = jnp.asarray(np.maximum(GIVEN, 1))
     whole = jnp.concatenate([old["inputs"], old["targets"][:, -1:]], 1)
-    prompts = jnp.where(jnp.arange(T) < lengths[:, None], whole[:, :T], 0)
+    prompts = jnp.where(jnp.arange(T)[None, :] < lengths[:, None], whole[:, :T], 0)
     drawn, counts = sampler.generate(
         CONFIG, PARAMS, prompts, lengths, KEY, max_new=4, temperature=0.7
     )
@@ -63,8 +63,8 @@ def test_prompts_stay_and_the_rest_is_what_the_sampler_draws():
 
 def test_the_old_answer_and_padding_move_nothing():
     old = batch()
-    place = jnp.arange(T + 1)
-    spoilt = jnp.where(place >= jnp.maximum(GIVEN, 1)[:, None], 31, 0)
+    place = jnp.arange(T + 1)[None, :]
+    spoilt = jnp.where(place >= np.maximum(GIVEN, 1)[:, None], 31, 0)
     whole = jnp.concatenate([old["inputs"], old["targets"][:, -1:]], 1)
     other = jnp.where(spoilt > 0, spoilt, whole)
     changed = {**old, "inputs": other[:, :-1], "targets": other[:, 1:]}

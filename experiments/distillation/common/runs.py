@@ -1,6 +1,5 @@
 """Stages of the family's language experiments: a teacher, and students that learn from it."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from experiments.distillation.common.config import Common
 from experiments.distillation.common.learning import Learning
 from kd_jax.data import shapes, sources
 from kd_jax.launch import weights
+from kd_jax.launch.config import identity
 from kd_jax.launch.stages import Stage, Training
 from kd_jax.models import decoder
 from kd_jax.models.config import DecoderConfig
@@ -25,20 +25,20 @@ from kd_jax.types import Objective
 def teacher(config: Common) -> Stage:
     """A language model of the text, in the stage "teacher"."""
     objective = supervise(decoder.decoder(config.teacher), {"nll": next_token_nll})
-    shared = {"text": dataclasses.asdict(config.text), "seed": config.seed}
+    shared = {"text": identity(config.text), "seed": config.seed}
     return Stage(
         "teacher",
         lambda _: training(config, config.teacher, objective, config.learn_teacher, config.seed),
         (),
-        shared | {x: dataclasses.asdict(getattr(config, x)) for x in ("teacher", "learn_teacher")},
+        shared | {x: identity(getattr(config, x)) for x in ("teacher", "learn_teacher")},
     )
 
 
 def student_depends(config: Common, seed: int) -> dict[str, Any]:
     """What a student of a seed depends on besides its loss and its teacher."""
     return {
-        "student": dataclasses.asdict(config.student),
-        "learn": dataclasses.asdict(config.learn),
+        "student": identity(config.student),
+        "learn": identity(config.learn),
         "measured": [config.prompt, config.evaluations, config.score_batch],
         "seed": seed,
     }
