@@ -179,7 +179,9 @@ def report(config: Config, artefacts: Mapping[str, Any], folder: Path) -> Result
         columns = [[effect[i] for effect in effects] for i in range(3)]
         lines[arm.label] = plots.Line([float(d) for d in depths], *columns)
         named = zip(depths, effects, strict=True)
-        rows.append({"loss": arm.label} | {f"teacher of depth {d}": e for d, e in named})
+        rows.append(
+            {"loss": arm.label} | {f"teacher of depth {d}": reporting.shown(e) for d, e in named}
+        )
     drawn = plots.lines(
         folder / "plots" / "depth.png",
         lines,
@@ -187,7 +189,7 @@ def report(config: Config, artefacts: Mapping[str, Any], folder: Path) -> Result
         y="nats a token",
         title="Students' NLL of held-out text",
     )
-    title = f"NLL of held-out text, nats a token (95 % over {len(seeds)} seeds)"
+    title = f"NLL of held-out text, nats a token (95 % over seeds, of which there are {len(seeds)})"
     return Results({"nll": nll, "depths": list(depths)}, [Table(title, rows)], {"depth": drawn})
 
 

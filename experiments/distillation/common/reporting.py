@@ -29,6 +29,11 @@ def over_seeds(values: Sequence[float]) -> Effect:
     return Effect(*mean_interval(np.asarray(values)))
 
 
+def shown(effect: Effect) -> Effect | float:
+    """For tables: a figure without an interval is a plain number."""
+    return effect if effect.low < effect.high else effect.estimate
+
+
 def better(first: str, second: str, measure: str) -> Callable[[Results], Effect | None]:
     """For a claim: by how much the second kind ends farther off than the first, paired seeds.
 
@@ -71,7 +76,7 @@ def results(
     """
     ends = ends_of(artefacts, list(labels), seeds)
     rows = [
-        {"student": label} | {MEASURES[m]: over_seeds(x) for m, x in ends[name].items()}
+        {"student": label} | {MEASURES[m]: shown(over_seeds(x)) for m, x in ends[name].items()}
         for name, label in labels.items()
     ]
     made = {}
@@ -89,7 +94,7 @@ def results(
             x="nats a token",
             title=f"{MEASURES[measure]}: less is nearer",
         )
-    title = f"After training, nats a token (95 % over {len(seeds)} seeds)"
+    title = f"After training, nats a token (95 % over seeds, of which there are {len(seeds)})"
     return Results({"ends": ends}, [Table(title, rows)], made)
 
 
