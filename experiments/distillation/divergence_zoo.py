@@ -87,8 +87,8 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
 
 def _student(config: Config, name: str, seed: int, found: Mapping[str, Any]) -> Training:
-    models = (decoder.decoder(x) for x in (config.student, config.teacher))
-    objective = ARMS[name].make(*models, config.learn.steps)
+    student, teacher = (decoder.decoder(x) for x in (config.student, config.teacher))
+    objective = ARMS[name].make(student, teacher, config.learn.steps)
     return runs.student(config, objective, seed, found)
 
 

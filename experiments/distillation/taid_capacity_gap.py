@@ -164,8 +164,8 @@ def stages(config: Config) -> tuple[Stage, ...]:
 def _student(
     config: Config, teacher: str, loss: str, seed: int, found: Mapping[str, Any]
 ) -> Training:
-    models = (decoder.decoder(x) for x in (config.student, config.teacher))
-    objective = LOSSES[loss].make(*models, config.learn.steps)
+    student, theirs = (decoder.decoder(x) for x in (config.student, config.teacher))
+    objective = LOSSES[loss].make(student, theirs, config.learn.steps)
     return runs.student(config, objective, seed, {"teacher": found[teacher]})
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.axes import mesh_axes, ways
-from kd_jax.types import Head, Logits
+from kd_jax.types import Factored, Head, Logits
 
 PyTree = Any
 
@@ -69,7 +69,7 @@ def bend(product: jax.Array, curve: PyTree) -> jax.Array:
     return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 
-def curve_of(head: Head) -> PyTree:
+def curve_of(head: Factored) -> PyTree:
     """As arrays: a head that has passed through a jit boundary holds arrays here anyhow."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (head.scale, head.softcap))
 

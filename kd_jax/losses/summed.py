@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import custom_vjp_primal_tree_values
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kd_jax.axes import mesh_axes, named, ways
@@ -34,7 +33,7 @@ def weighted_sum_over_vocabulary(
     fixed: PyTree = (),
     *,
     others: Sequence[Head] = (),
-    scale: ArrayLike = 1.0,
+    scale: jax.Array | float = 1.0,
     chunk: int | None = None,
 ) -> Term:
     """Term(sum of weights * row(logits [B, C, V], others' logits, rows, fixed), sum of weights).
