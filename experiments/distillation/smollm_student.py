@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.distillation.common import reporting
 from experiments.distillation.common import text as text_lib
 from experiments.distillation.common.config import SMALL
 from experiments.distillation.common.learning import Learning
@@ -259,18 +260,24 @@ def report(config: Config, artefacts: Mapping[str, Any], folder: Path) -> Result
     whole = artefacts["teacher"]
     nll = {name: _over_rows(x) for name, x in rows.items()}
     gains = {name: _over_rows(rows["alone"] - rows[name]) for name in ("half", "taught")}
-    cut = series["alone"][1][0]
+    students = {f"student: {arm.label}": nll[name] for name, arm in ARMS.items()}
+    untrained = series["alone"][1][0]
+    shown = {
+        "whole model": _over_rows(whole.rows["row_nll"]),
+        f"{config.depth} layers, untrained": Effect(untrained, untrained, untrained),
+        **students,
+    }
     table = Table(
         f"Held-out text (95 % over {config.text.held_out} rows of one seed)",
         [
-            {"model": "whole", "NLL": _over_rows(whole.rows["row_nll"])},
-            {"model": f"{config.depth} layers, untrained", "NLL": cut},
-            *({"model": f"student: {a.label}", "NLL": nll[name]} for name, a in ARMS.items()),
+            {
+                "model": label,
+                "NLL": reporting.shown(effect),
+                "perplexity": float(np.exp(effect.estimate)),
+            }
+            for label, effect in shown.items()
         ],
     )
-    for row in table.rows:
-        found = row["NLL"]
-        row["perplexity"] = float(np.exp(found.estimate if isinstance(found, Effect) else found))
     drawn = plots.lines(
         folder / "plots" / "perplexity.png",
         {ARMS[name].label: plots.Line(x, np.exp(y).tolist()) for name, (x, y) in series.items()},
