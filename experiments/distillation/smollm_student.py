@@ -26,14 +26,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.distillation.common import reporting
 from experiments.distillation.common import text as text_lib
 from experiments.distillation.common.config import SMALL
 from experiments.distillation.common.learning import Learning
+from experiments.distillation.parts import smollm_report
 from kd_jax.data import shapes, sources
-from kd_jax.evaluation.intervals import bootstrap_interval
-from kd_jax.launch import evaluation, plots, run, weights
-from kd_jax.launch.claims import Claim, Effect, Results, Table, above
+from kd_jax.launch import evaluation, run, weights
+from kd_jax.launch.claims import Results
 from kd_jax.launch.config import Settings, check_positive, identity
 from kd_jax.launch.language import Language, open_language
 from kd_jax.launch.mesh import make_mesh
@@ -108,26 +107,7 @@ PRESETS = {
 }
 
 
-def _better(name: str):
-    """By how much a student's NLL ends below that of the student without teacher."""
-
-    def read(results: Results) -> Effect | None:
-        return Effect(**results.values["gains"][name])
-
-    return read
-
-
-CLAIMS = tuple(
-    Claim(
-        f"A student cut from SmolLM2-135M predicts held-out text better after learning from {what} "
-        "than after as many steps on the text alone (difference of NLL in nats a token, above 0).",
-        "arXiv 1503.02531, section 4; arXiv 1910.01108, Table 1",
-        "DistilBERT keeps 97 % of BERT's score with half of its layers",
-        _better(name),
-        above(0.0),
-    )
-    for name, what in (("taught", "its teacher alone"), ("half", "the text and its teacher"))
-)
+CLAIMS = smollm_report.CLAIMS
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
@@ -255,46 +235,8 @@ def _objective(student: Model, teacher: Model, share: float) -> Objective:
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Path) -> Results:
-    rows = {name: artefacts[name].rows[f"{config.learn.steps}/held_out/row_nll"] for name in ARMS}
-    series = {name: artefacts[name].series("held_out/nll") for name in ARMS}
-    whole = artefacts["teacher"]
-    nll = {name: _over_rows(x) for name, x in rows.items()}
-    gains = {name: _over_rows(rows["alone"] - rows[name]) for name in ("half", "taught")}
-    students = {f"student: {arm.label}": nll[name] for name, arm in ARMS.items()}
-    untrained = series["alone"][1][0]
-    shown = {
-        "whole model": _over_rows(whole.rows["row_nll"]),
-        f"{config.depth} layers, untrained": Effect(untrained, untrained, untrained),
-        **students,
-    }
-    table = Table(
-        f"Held-out text (95 % over {config.text.held_out} rows of one seed)",
-        [
-            {
-                "model": label,
-                "NLL": reporting.shown(effect),
-                "perplexity": float(np.exp(effect.estimate)),
-            }
-            for label, effect in shown.items()
-        ],
-    )
-    drawn = plots.lines(
-        folder / "plots" / "perplexity.png",
-        {ARMS[name].label: plots.Line(x, np.exp(y).tolist()) for name, (x, y) in series.items()},
-        x="training step",
-        y="perplexity of held-out text",
-        title=f"Students of {config.depth} layers",
-    )
-    values = {
-        "nll": {name: effect._asdict() for name, effect in nll.items()},
-        "gains": {name: effect._asdict() for name, effect in gains.items()},
-        "teacher_nll": whole.values["nll"],
-    }
-    return Results(values, [table], {"perplexity": drawn})
-
-
-def _over_rows(values: np.ndarray) -> Effect:
-    return Effect(*bootstrap_interval(values, seed=0))
+    labels = {name: arm.label for name, arm in ARMS.items()}
+    return smollm_report.results(labels, config.learn.steps, config.depth, artefacts, folder)
 
 
 if __name__ == "__main__":
