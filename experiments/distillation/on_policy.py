@@ -162,7 +162,9 @@ def _student(config: Config, name: str, seed: int, found: Mapping[str, Any]) -> 
     write: Write = functools.partial(
         rollouts.continued, config.student, max_new=config.text.length + 1 - config.prompt
     )
-    begun = functools.partial(runs.student, config, seed=seed, found=found, given=config.prompt)
+    begun = functools.partial(
+        runs.student, config, seed=seed, found=found, rows=functools.partial(_rows, config)
+    )
     if arm.share is not None:
         prepare = on_policy(write, share=arm.share) if arm.share else None
         return begun(objective)._replace(prepare=prepare)
@@ -175,6 +177,10 @@ def _student(config: Config, name: str, seed: int, found: Mapping[str, Any]) -> 
         frozen=weights.joined(teacher=found["teacher"].weights(), validation=validation),
         frozen_rules={**training.frozen_rules, "validation": ((".*", ()),)},
     )
+
+
+def _rows(config: Config) -> Mapping[str, Any]:
+    return text_lib.rows(text_lib.load(config.text).train, given=config.prompt)
 
 
 def report(config: Config, artefacts: Mapping[str, Any], folder: Path) -> Results:

@@ -1,7 +1,7 @@
 """Stages of the family's language experiments: a teacher, and students that learn from it."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,8 @@ from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
 from kd_jax.steps import make_train_step
 from kd_jax.types import Objective
+
+Rows = Callable[[], Mapping[str, Any]]
 
 
 def teacher(config: Common) -> Stage:
@@ -45,16 +47,17 @@ def student_depends(config: Common, seed: int) -> dict[str, Any]:
 
 
 def student(
-    config: Common, objective: Objective, seed: int, found: Mapping[str, Any], *, given: int = 0
+    config: Common,
+    objective: Objective,
+    seed: int,
+    found: Mapping[str, Any],
+    rows: Rows | None = None,
 ) -> Training:
-    """A student that learns from frozen["teacher"] and is measured against it along the way.
-
-    given: characters of a row that are its prompt, not learnt.
-    """
+    """A student that learns from frozen["teacher"] and is measured against it along the way."""
     measured = measuring.Measured(
         config.text, config.student, config.teacher, config.prompt, config.score_batch, seed
     )
-    return training(config, config.student, objective, config.learn, seed, given)._replace(
+    return training(config, config.student, objective, config.learn, seed, rows)._replace(
         frozen=weights.joined(teacher=found["teacher"].weights()),
         frozen_rules={"teacher": decoder.rules(config.teacher)},
         evaluations=(measuring.along(measured, max(1, config.learn.steps // config.evaluations)),),
@@ -67,19 +70,19 @@ def training(
     objective: Objective,
     learning: Learning,
     seed: int,
-    given: int = 0,
+    rows: Rows | None = None,
 ) -> Training:
-    """A model from scratch on rows of the text."""
+    """A model from scratch; rows() are what it learns, by default all of the text."""
 
     @functools.cache
     def source() -> sources.Source:
-        train = text_lib.rows(text_lib.load(config.text).train, given=given)
+        train = text_lib.rows(text_lib.load(config.text).train) if rows is None else rows()
         return sources.array_batches(train, seed=seed, name="text", batch_size=learning.batch_size)
 
     return Training(
         step=make_train_step(objective, learning.optimizer()),
         weights=weights.from_init(decoder.decoder(model).init, jax.random.key(seed)),
-        batches=lambda step, rows: source()(step, rows),
+        batches=lambda step, own: source()(step, own),
         batch=shapes.text(learning.batch_size, config.text.length),
         batch_size=learning.batch_size,
         steps=learning.steps,

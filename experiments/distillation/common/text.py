@@ -42,23 +42,27 @@ class Corpus(NamedTuple):
 @functools.cache
 def load(text: Text) -> Corpus:
     """Consecutive pieces of the text; of those held out, evenly many from all of its end."""
-    return corpus(text, _characters)
+    return corpus(text, characters)
 
 
 def corpus(text: Text, encode: Callable[[str], Sequence[int]]) -> Corpus:
     """`load` in other tokens than characters."""
-    if text.shakespeare:
-        splits = prepare.load(TinyShakespeare, manual_dir=text.folder)
-        train, rest = (prepare.texts(splits[name])[0]["text"] for name in ("train", "validation"))
-    else:
-        answers = [record["answer"] for record in generate(60)]
-        train, rest = ("\n".join(part) for part in (answers[:800], answers[800:]))
-    train, rest = (_cut(encode(part), text.length + 1) for part in (train, rest))
+    train, rest = (cut(encode(part), text.length + 1) for part in read(text))
     if len(rest) < text.held_out:
         raise ValueError(
             f"text.held_out: got {text.held_out}, the text has {len(rest)} rows of {text.length}"
         )
     return Corpus(train, rest[np.linspace(0, len(rest) - 1, text.held_out).astype(int)])
+
+
+def read(text: Text) -> tuple[str, str]:
+    """(what is trained on, what rows are held out from)."""
+    if text.shakespeare:
+        splits = prepare.load(TinyShakespeare, manual_dir=text.folder)
+        train, rest = (prepare.texts(splits[name])[0]["text"] for name in ("train", "validation"))
+        return train, rest
+    answers = [record["answer"] for record in generate(60)]
+    return "\n".join(answers[:800]), "\n".join(answers[800:])
 
 
 def rows(tokens: np.ndarray, *, given: int = 0) -> dict[str, Any]:
@@ -73,13 +77,13 @@ def rows(tokens: np.ndarray, *, given: int = 0) -> dict[str, Any]:
     }
 
 
-def _characters(text: str) -> list[int]:
+def characters(text: str) -> list[int]:
     """Characters outside ASCII are "?"."""
     codes = {character: i for i, character in enumerate(CHARACTERS)}
     return [codes.get(c, codes["?"]) for c in text]
 
 
-def _cut(tokens: Sequence[int], size: int) -> np.ndarray:
+def cut(tokens: Sequence[int], size: int) -> np.ndarray:
     """Int32 [N, size]; what is left at the end is dropped."""
     whole = np.array(tokens[: len(tokens) // size * size], np.int32)
     return whole.reshape(-1, size)
