@@ -15,12 +15,15 @@ import jax.numpy as jnp
 from kd_jax.losses.classification import label_log_probs
 from kd_jax.losses.divergences import forward_kl, reverse_kl
 from kd_jax.losses.features import hint as hint_loss
+from kd_jax.losses.streaming import Row
 from kd_jax.losses.summed import weighted_sum_over_vocabulary
+from kd_jax.losses.vocabulary import common
 from kd_jax.objectives.combinators import frozen_weights, own_weights
 from kd_jax.objectives.terms import label_cross_entropy, next_token_nll
 from kd_jax.types import (
     Batch,
     Context,
+    Head,
     Model,
     ModelOutput,
     Objective,
@@ -144,31 +147,61 @@ def reverse_soft_labels(scale: float = 1.0, *, temperature: float = 1.0) -> Part
     return Part(loss)
 
 
-def soft_tokens(scale: float = 1.0, *, temperature: float = 1.0) -> Part:
-    """scale * T^2 * KL(teacher || student) at temperature T, a mean over tokens; streamed."""
+def soft_tokens(
+    scale: float = 1.0, *, temperature: float = 1.0, vocabulary: int | None = None
+) -> Part:
+    """scale * T^2 * KL(teacher || student) at temperature T, a mean over tokens; streamed.
+
+    vocabulary: as in `token_divergence`.
+    """
     loss = functools.partial(forward_kl, temperature=temperature)
-    return token_divergence(lambda s, t, y: loss(s, t), scale * temperature**2)
+    row_loss, scale = (lambda s, t, y: loss(s, t)), scale * temperature**2
+    return token_divergence(row_loss, scale, vocabulary=vocabulary)
 
 
-def token_divergence(loss: TokenLoss, scale: float = 1.0, *, hard: float = 0.0) -> Part:
+def token_divergence(
+    loss: TokenLoss, scale: float = 1.0, *, hard: float = 0.0, vocabulary: int | None = None
+) -> Part:
     """scale * loss(student, teacher, targets) + hard * NLL of the targets, a mean over tokens.
 
     loss: of `losses.divergences` and its neighbours, (logits [..., V], teacher's logits [..., V],
         targets int [...]) -> [...]; such as `lambda s, t, y: jensen_shannon(s, t, beta=0.5)`.
     Streamed over the vocabulary, with both losses on the same logits: as two parts, the next-token
     loss beside it would make them once more.
+    vocabulary: how many tokens the two share, where their heads are padded to different sizes: all
+        is over the first so many, and the others get no gradient. ValueError, when the training is
+        initialised, where heads of different sizes are given without it.
     """
+    row = soft_and_hard(lambda s, others, y: loss(s, others[0], y), scale, hard)
 
-    def row(logits, others, targets, fixed) -> jax.Array:
-        value = scale * loss(logits, others[0], targets)
-        return value - hard * label_log_probs(logits, targets) if hard else value
+    def heads(student: ModelOutput, teacher: ModelOutput) -> list[Head]:
+        return common({"student": student.head, "teacher": teacher.head}, vocabulary)
+
+    def init(key, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> PyTree:
+        jax.eval_shape(heads, student, teacher)
+        return {}
 
     def part(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
+        ours, theirs = heads(student, teacher)
         return weighted_sum_over_vocabulary(
-            row, student.head, batch["weights"], batch["targets"], others=(teacher.head,)
+            row, ours, batch["weights"], batch["targets"], others=(theirs,)
         )
 
-    return Part(part)
+    return Part(part, init)
+
+
+def soft_and_hard(
+    soft: Callable[[jax.Array, tuple[jax.Array, ...], jax.Array], jax.Array],
+    scale: float,
+    hard: float,
+) -> Row:
+    """The row of scale * soft(logits, others' logits, targets) + hard * NLL of the targets."""
+
+    def row(logits, others, targets, fixed) -> jax.Array:
+        value = scale * soft(logits, others, targets)
+        return value - hard * label_log_probs(logits, targets) if hard else value
+
+    return row
 
 
 def hint(student_tap: str, teacher_tap: str, scale: float = 1.0) -> Part:

@@ -48,18 +48,26 @@ def text_batch(rows: int = 4, length: int = 6, seed: int = 0) -> dict:
 
 def spoil(batch: dict) -> dict:
     """The same batch with other prompts' targets and padding, and a padding row: no number of a
-    model whose tokens do not see each other may move. The weighed positions stay as they are."""
+    model whose tokens do not see each other may move. The weighed positions stay as they are.
+    Texts inside the batch (a teacher's tokens) are spoilt too."""
+    inner = {k: spoil(x) for k, x in batch.items() if isinstance(x, dict) and "inputs" in x}
     hidden = batch["weights"] == 0
-    return batch | {
-        "inputs": jnp.where(hidden, (batch["inputs"] + 1) % VOCABULARY, batch["inputs"]),
-        "targets": jnp.where(hidden, (batch["targets"] + 2) % VOCABULARY, batch["targets"]),
-    }
+    return (
+        batch
+        | inner
+        | {
+            "inputs": jnp.where(hidden, (batch["inputs"] + 1) % VOCABULARY, batch["inputs"]),
+            "targets": jnp.where(hidden, (batch["targets"] + 2) % VOCABULARY, batch["targets"]),
+        }
+    )
 
 
 def padded(batch: dict, rows: int = 4) -> dict:
     """With `rows` padding rows of weight 0 and index -1 behind."""
     return {
-        name: jnp.concatenate(
+        name: padded(x, rows)
+        if isinstance(x, dict)
+        else jnp.concatenate(
             [x, jnp.full((rows, *x.shape[1:]), -1 if name == "index" else 0, x.dtype)]
         )
         for name, x in batch.items()

@@ -32,16 +32,18 @@ class Case(NamedTuple):
     """make(model) -> the objective; parts: the batch's parts, or none where it is one text batch.
 
     row: what a row has besides, {name: number}, as `reference_log_probs`.
+    text: makes a text batch of so many rows.
     """
 
     make: Callable[[Model], Objective]
     parts: tuple[str, ...] = ()
     row: tuple[tuple[str, float], ...] = ()
+    text: Callable[..., dict] = text_batch
 
 
 def batch_for(case: Case, change: Callable[[dict], dict] = lambda b: b, rows: int = 4) -> Any:
     def one(seed: int) -> dict:
-        batch = text_batch(rows, seed=seed)
+        batch = case.text(rows, seed=seed)
         return change(batch | {name: jnp.full((rows,), x) for name, x in case.row})
 
     if not case.parts:
