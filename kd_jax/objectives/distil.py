@@ -155,8 +155,9 @@ def soft_tokens(
     vocabulary: as in `token_divergence`.
     """
     loss = functools.partial(forward_kl, temperature=temperature)
-    row_loss, scale = (lambda s, t, y: loss(s, t)), scale * temperature**2
-    return token_divergence(row_loss, scale, vocabulary=vocabulary)
+    return token_divergence(
+        lambda s, t, y: loss(s, t), scale * temperature**2, vocabulary=vocabulary
+    )
 
 
 def token_divergence(
