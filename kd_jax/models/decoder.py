@@ -8,9 +8,7 @@ qk_norm; layers/mlp_norm/scale [L, D]; layers/mlp/{gate,up,down}/kernel [L, in, 
 final_norm/scale [D]; unembed/embedding [V, D] unless tied.
 """
 
-import math
-import re
-import zlib
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -19,11 +17,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from kd_jax.axes import mesh_axes, named, ways
-from kd_jax.models import layout, lora, moe, rope
+from kd_jax.models import decoder_init, lora, moe, rope
 from kd_jax.models.attention import attention
 from kd_jax.models.config import DecoderConfig
 from kd_jax.models.parts import fetched, matmul, rms_norm, swiglu
-from kd_jax.trees import nest
 from kd_jax.types import Factored, Logits, Model, ModelOutput, PyTree
 
 __all__ = ["RULES", "DecoderConfig", "decoder", "rules"]
@@ -41,7 +38,7 @@ RULES = (
     (r"layers/mlp/(gate|up)/kernel", ("layers", "embed", "mlp")),
     (r"layers/mlp/down/kernel", ("layers", "mlp", "embed")),
 )
-INIT_STD = 0.02  # of embeddings, as in GPT-2 and the models this one covers
+_MIXED = ("query", "key", "value")
 
 
 def rules(config: DecoderConfig) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
@@ -78,12 +75,10 @@ def decoder(config: DecoderConfig) -> Model:
     taps and add name places: "embed" (after the embedding), "block_0" to "block_{L-1}" (the
         stream [B, T, D] after each layer) and "final" (after the last norm). add maps names to
         arrays that broadcast to [B, T, D] (with three axes) and are added there; a tap shows the
-        value after the addition. With experts there is a tap "router", f32 [L, B, T, E]: the
-        routers' logits, which `moe.load_balance` takes layer by layer. ValueError for other names.
+        value after the addition. Taps alone are "query_0" to "value_{L-1}" (with "key_"), what
+        attention takes, [B, T, H, K] and [B, T, G, K], and with experts "router", f32 [L, B, T, E]:
+        the routers' logits, which `moe.load_balance` takes layer by layer. ValueError for others.
     """
-
-    def init(key: jax.Array) -> PyTree:
-        return _init(config, key)
 
     def apply(
         params: PyTree,
@@ -97,56 +92,14 @@ def decoder(config: DecoderConfig) -> Model:
     ) -> ModelOutput:
         return _apply(config, params, inputs, state=state, taps=taps, add=add)
 
-    return Model(init, apply)
-
-
-def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    L, D, F, K = config.depth, config.width, config.mlp, config.head_dim
-    queries, keys = config.heads * K, config.kv_heads * K
-    experts = (config.experts,) if config.experts else ()
-    outs = {"q": queries, "k": keys, "v": keys}
-    shapes = {"embed/embedding": (config.vocab, D), "final_norm/scale": (D,)}
-    shapes |= {f"layers/{name}/scale": (L, D) for name in ("attn_norm", "mlp_norm")}
-    shapes |= {f"layers/attn/{name}/kernel": (L, D, out) for name, out in outs.items()}
-    shapes |= {
-        "layers/attn/o/kernel": (L, queries, D),
-        "layers/mlp/down/kernel": (L, *experts, F, D),
-    }
-    shapes |= {f"layers/mlp/{name}/kernel": (L, *experts, D, F) for name in ("gate", "up")}
-    if experts:
-        shapes["layers/mlp/router/kernel"] = (L, D, *experts)
-    if config.qkv_bias:
-        shapes |= {f"layers/attn/{name}/bias": (L, out) for name, out in outs.items()}
-    if config.qk_norm:
-        shapes |= {f"layers/attn/{name}_norm/scale": (L, K) for name in ("q", "k")}
-    if not config.tied:
-        shapes["unembed/embedding"] = (config.vocab, D)
-    return shapes
-
-
-def _init(config: DecoderConfig, key: jax.Array) -> PyTree:
-    dtype = jnp.dtype(config.param_dtype)
-
-    def leaf(path: str, shape: tuple[int, ...]) -> jax.Array:
-        if path.endswith("/scale"):
-            return jnp.ones(shape, dtype)
-        if path.endswith("/bias"):
-            return jnp.zeros(shape, dtype)
-        std = INIT_STD if path.endswith("/embedding") else 1 / math.sqrt(shape[-2])
-        if re.fullmatch("layers/(attn/o|mlp/down)/kernel", path):
-            std /= math.sqrt(2 * config.depth)
-        path_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        drawn = jax.random.truncated_normal(path_key, -2.0, 2.0, shape, jnp.float32)
-        return (std * drawn).astype(dtype)
-
-    params = nest({path: leaf(path, shape) for path, shape in _shapes(config).items()})
-    return params if config.scan else layout.unstack(params)
+    return Model(functools.partial(decoder_init.init, config), apply)
 
 
 def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
     blocks = [f"block_{i}" for i in range(config.depth)]
-    routers = {"router"} if config.experts else set()
-    for argument, names in (("taps", set(taps) - routers), ("add", set(add))):
+    mixers = {f"{n}_{i}": (j, i) for j, n in enumerate(_MIXED) for i in range(config.depth)}
+    own = {*mixers, "router"} if config.experts else set(mixers)
+    for argument, names in (("taps", set(taps) - own), ("add", set(add))):
         unknown = sorted(names - {"embed", *blocks, "final"})
         if unknown:
             raise ValueError(
@@ -157,18 +110,18 @@ def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
     table = rotary_tables(config, default_positions(tokens) if positions is None else positions)
 
     perturbed = [name for name in blocks if name in add]
-    wanted = any(name in blocks for name in taps)
+    wanted, mixing = (any(name in group for name in taps) for group in (blocks, mixers))
 
     def attend(q, k, v):
         out = attention(q, k, v, window=config.window, q_segments=segments, kv_segments=segments)
-        return out, ()
+        return out, (q, k, v) if mixing else ()
 
     def block(stream, i, layer):
-        stream, _, routed = run_block(config, layer, stream, table, attend)
+        stream, mixed, routed = run_block(config, layer, stream, table, attend)
         for name in perturbed:
             here = i == blocks.index(name)
             stream += jnp.where(here, add[name], 0).astype(stream.dtype)
-        return stream, routed
+        return stream, mixed, routed
 
     if config.remat:
         # A scan's body is compiled on its own: nothing there for common-subexpression
@@ -181,17 +134,20 @@ def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
         )
 
     def body(stream, i, layer):
-        stream, routed = block(stream, i, layer)
-        return stream, (stream if wanted else (), routed if "router" in taps else ())
+        stream, mixed, routed = block(stream, i, layer)
+        return stream, (stream if wanted else (), mixed, routed if "router" in taps else ())
 
     found = {}
     stream = embed(config, params, tokens)
     if "embed" in add:
         stream += add["embed"].astype(stream.dtype)
     found["embed"] = stream
-    stream, (streams, found["router"]) = over_layers(config, params["layers"], body, stream)
+    stream, outputs = over_layers(config, params["layers"], body, stream)
+    streams, mixed, found["router"] = outputs
     if wanted:
         found |= {name: streams[i] for i, name in enumerate(blocks)}
+    if mixing:
+        found |= {name: mixed[j][i] for name, (j, i) in mixers.items()}
     final = rms_norm(stream, fetched(params["final_norm"]["scale"]), config.norm_eps)
     if "final" in add:
         final += add["final"].astype(final.dtype)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from kd_jax.losses.classification import label_log_probs
 from kd_jax.losses.divergences import forward_kl, reverse_kl
 from kd_jax.losses.features import hint as hint_loss
+from kd_jax.losses.relations import relation_kl
 from kd_jax.losses.streaming import Row
 from kd_jax.losses.summed import weighted_sum_over_vocabulary
 from kd_jax.losses.vocabulary import common
@@ -206,8 +207,10 @@ def soft_and_hard(
 
 
 def hint(student_tap: str, teacher_tap: str, scale: float = 1.0) -> Part:
-    """scale * mean((f_s @ W + b - f_t)^2), a mean over examples, with a trained regressor W, b.
+    """scale * mean((f_s @ W + b - f_t)^2), a weighted mean, with a trained regressor W, b.
 
+    Over examples, of which each is the mean over its places; over tokens, where the batch weighs
+    those: hidden states [B, T, D] of language models ("block_3").
     FitNets (Romero et al. 2015), Eq. 3 with a linear regressor over the last axis and a mean
     instead of half the sum. The regressor is an aux parameter: it is dropped with the rest.
     """
@@ -222,8 +225,30 @@ def hint(student_tap: str, teacher_tap: str, scale: float = 1.0) -> Part:
         feature = student.taps[student_tap]
         guess = feature @ aux["kernel"].astype(feature.dtype)
         bias = aux["bias"].reshape((1,) * (guess.ndim - 1) + (-1,))
-        return weighted_sum(
-            hint_loss(guess + bias, teacher.taps[teacher_tap]), batch["weights"], scale
-        )
+        weights, target = batch["weights"], teacher.taps[teacher_tap]
+        each = (-1, *feature.shape[weights.ndim : -1], target.shape[-1])
+        values = hint_loss((guess + bias).reshape(each), target.reshape(each))
+        return weighted_sum(values.reshape(weights.shape), weights, scale)
 
     return Part(loss, init, (student_tap,), (teacher_tap,))
+
+
+def relations(student_layer: int, teacher_layer: int, scale: float = 1.0, *, heads: int) -> Part:
+    """scale * the mean of three `losses.relations.relation_kl`, a mean over tokens: attention.
+
+    Of decoders: queries with queries, keys with keys, values with values of a layer of each.
+    MiniLMv2 (Wang et al. 2020, arXiv 2012.15828) has its weights alike and takes the student's last
+    layer and one of the teacher's upper ones.
+    """
+    kinds = ("query", "key", "value")
+    ours, theirs = (tuple(f"{k}_{n}" for k in kinds) for n in (student_layer, teacher_layer))
+
+    def loss(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
+        compare = functools.partial(relation_kl, heads=heads, segments=batch.get("segments"))
+        values = [
+            compare(student.taps[one], teacher.taps[two])
+            for one, two in zip(ours, theirs, strict=True)
+        ]
+        return weighted_sum(jnp.stack(values).mean(0), batch["weights"], scale)
+
+    return Part(loss, student_taps=ours, teacher_taps=theirs)
