@@ -1,7 +1,7 @@
 """Generation over a whole set of prompts, the same whatever the batch size, mesh and hosts."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +13,13 @@ from kd_jax.launch.prefetch import own_rows, place
 from kd_jax.launch.sharding import batch_sharding, on_mesh, replicated
 from kd_jax.launch.stages import Program
 from kd_jax.models import sampler
-from kd_jax.models.config import DecoderConfig
 
 PyTree = Any
+Sampler = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def generate(
-    config: DecoderConfig,
+    config: Any,
     weights: PyTree,
     prompts: Sequence[Sequence[int]],
     *,
@@ -29,6 +29,7 @@ def generate(
     seed: int = 0,
     max_new: int,
     stop: Sequence[int] = (),
+    sample: Sampler = sampler.generate,
     **sampling: Any,
 ) -> list[np.ndarray]:
     """The new tokens of each of N prompts, i32 [n_i], n_i <= max_new, in the prompts' order.
@@ -41,6 +42,9 @@ def generate(
         compiles again. The last batch is filled up with copies of the first prompt.
     weights: plain weights in the layout of config, on the mesh.
     seed: of the draws; those of a prompt depend on it, its number and nothing else.
+    sample: what draws a batch, called like `models.sampler.generate` with `sampling` besides.
+        `models.contrast.generate_difference` takes several models: config and weights are then
+        tuples, and `combine` is one of `sampling`.
 
     ValueError for no prompts, an empty one, and one longer than length: nothing is cut here.
     """
@@ -55,7 +59,7 @@ def generate(
         row[: len(prompt)] = prompt
     sharding = batch_sharding(mesh)
     own = own_rows(sharding, batch_size)
-    run = _compiled(config, mesh, max_new, tuple(stop), tuple(sorted(sampling.items())))
+    run = _compiled(config, mesh, max_new, tuple(stop), sample, tuple(sorted(sampling.items())))
     whole = replicated(mesh)
     number = jax.make_array_from_callback((), whole, lambda _: np.asarray(seed, np.uint32))
 
@@ -79,7 +83,7 @@ def generate(
 
 
 def program(
-    config: DecoderConfig,
+    config: Any,
     weights: PyTree,
     *,
     batch_size: int,
@@ -87,6 +91,7 @@ def program(
     mesh: Mesh,
     max_new: int,
     stop: Sequence[int] = (),
+    sample: Sampler = sampler.generate,
     **sampling: Any,
 ) -> Program:
     """What `generate` runs, for a plan; weights: ShapeDtypeStructs that carry shardings."""
@@ -97,20 +102,21 @@ def program(
 
     batch = {"tokens": column(length), "lengths": column(), "numbers": column()}
     seed = jax.ShapeDtypeStruct((), np.uint32, sharding=replicated(mesh))
-    run = _compiled(config, mesh, max_new, tuple(stop), tuple(sorted(sampling.items())))
+    run = _compiled(config, mesh, max_new, tuple(stop), sample, tuple(sorted(sampling.items())))
     return Program(run, (weights, batch, seed))
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled(
-    config: DecoderConfig,
+    config: Any,
     mesh: Mesh,
     max_new: int,
     stop: tuple[int, ...],
+    sample: Sampler,
     sampling: tuple[tuple[str, Any], ...],
 ) -> Any:
     def run(weights: PyTree, batch: Any, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return sampler.generate(
+        return sample(
             config,
             weights,
             batch["tokens"],

@@ -15,7 +15,7 @@ from kd_jax.launch.errors import UserError
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import shapes_on
 from kd_jax.launch.weights import from_init
-from kd_jax.models import sampler
+from kd_jax.models import contrast, sampler
 from kd_jax.models.decoder import decoder, rules
 
 PROMPTS, NEW, CONFIG = generating.PROMPTS, generating.NEW, generating.CONFIG
@@ -58,6 +58,21 @@ def test_each_prompt_is_continued_as_by_itself(count):
     for number, tokens in enumerate(found):
         np.testing.assert_array_equal(tokens, one_by_one(number))
     assert len({tuple(tokens) for tokens in found}) > count // 2  # a constant would prove little
+
+
+def second_of_two(first, second):
+    return second
+
+
+def test_another_sampler_over_several_models():
+    """Of a model and one that it is not, the second is drawn from."""
+    placed = (jax.tree.map(lambda x: -x, weights()), weights())
+    found = generation.generate(
+        (CONFIG, CONFIG), placed, PROMPTS, batch_size=8, max_new=NEW, seed=3, mesh=make_mesh(),
+        sample=contrast.generate_difference, combine=second_of_two, **DRAWN,
+    )  # fmt: skip
+    for number, tokens in enumerate(found):
+        np.testing.assert_array_equal(tokens, one_by_one(number, drawn=True))
 
 
 @pytest.mark.parametrize("batch_size", [8, 16])

@@ -1,4 +1,4 @@
-"""Sampling from the combined logits of two decoders, against full forward passes."""
+"""Sampling from the combined logits of several decoders, against full forward passes."""
 
 import dataclasses
 import functools
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax.losses.fusion import alpha_lines, fused_log_probs, solve_alpha
 from kd_jax.losses.logit_difference import uld_sampling
 from kd_jax.models.contrast import generate_difference
 from kd_jax.models.decoder import DecoderConfig, decoder
@@ -41,17 +42,43 @@ def both(**settings):
     return generate_difference((CONFIG, SMALL), weights(), PROMPTS, LENGTHS, KEY, **settings)
 
 
-def by_full_passes():
-    """Each token is the likeliest under both whole forward passes over all before it."""
-    params = weights()
+def solved(big, small, *tuned):
+    """Coefficients of their own at every token: dynamic logits fusion."""
+    experts = jnp.stack(tuned, -2)
+    alpha = solve_alpha(big, small, experts, alpha_lines(len(tuned), step=0.25))
+    return fused_log_probs(big, small, experts, alpha)
+
+
+FOUR = (CONFIG, SMALL, SMALL, SMALL)
+
+
+def four():
+    """A big model, a small one and two changed copies of it."""
+    big, small = weights()
+    draw = np.random.default_rng(2).standard_normal
+    changed = [
+        jax.tree.map(lambda x: x + np.float32(0.4) * draw(x.shape).astype(np.float32), small)
+        for _ in range(2)
+    ]
+    return (big, small, *changed)
+
+
+def fused(prompts=PROMPTS, rows=slice(None), **settings):
+    settings = {"combine": solved, "max_new": NEW, "numbers": jnp.arange(3)[rows]} | settings
+    return generate_difference(FOUR, four(), prompts[rows], LENGTHS[rows], KEY, **settings)
+
+
+def by_full_passes(configs=(CONFIG, SMALL), params=None, combine=COMBINE):
+    """Each token is the likeliest under whole forward passes of all over all before it."""
+    params = params or weights()
 
     @jax.jit
     def forward(x):
         found = [
             decoder(config).apply(p, {"inputs": x}).head.logits()
-            for config, p in zip((CONFIG, SMALL), params, strict=True)
+            for config, p in zip(configs, params, strict=True)
         ]
-        return COMBINE(*found)
+        return combine(*found)
 
     tokens = np.zeros((3, PROMPTS.shape[1] + NEW), np.int32)
     for row, length in enumerate(LENGTHS):
@@ -61,6 +88,30 @@ def by_full_passes():
         for row, length in enumerate(LENGTHS):
             tokens[row, length + i] = logits[row, length + i - 1].argmax()
     return np.stack([row[n : n + NEW] for row, n in zip(tokens, LENGTHS, strict=True)])
+
+
+def test_four_models_and_coefficients_solved_for_at_every_token():
+    expected = by_full_passes(FOUR, four(), solved)
+    tokens, count = fused()
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_array_equal(count, [NEW] * 3)
+    big, _ = generate(CONFIG, four()[0], PROMPTS, LENGTHS, KEY, max_new=NEW)
+    assert np.any(tokens != big) and len(np.unique(tokens)) > 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5], ids=["greedy", "drawn"])
+def test_rows_see_neither_each_other_nor_padding(temperature):
+    first, _ = fused(temperature=temperature)
+    changed = PROMPTS.copy()
+    changed[0] = changed[0, ::-1]
+    changed[1, 1:] = 9  # padding
+    changed[2, 4:] = 30
+    other, _ = fused(changed, temperature=temperature)
+    np.testing.assert_array_equal(first[1:], other[1:])
+    assert (np.asarray(first[0]) != np.asarray(other[0])).any()
+    # A row by itself, under its number, with less padding than in the batch.
+    alone, _ = fused(PROMPTS[:, :4], slice(2, 3), temperature=temperature)
+    np.testing.assert_array_equal(alone[0], first[2])
 
 
 def test_greedy_equals_full_forward_passes_of_both():
@@ -88,6 +139,10 @@ def test_refusals():
     with pytest.raises(ValueError, match="vocabularies of 32 and 33"):
         generate_difference(
             (CONFIG, other), weights(), PROMPTS, LENGTHS, KEY, combine=first, max_new=1
+        )
+    with pytest.raises(ValueError, match="params: got 1, takes those of each of configs, 2"):
+        generate_difference(
+            (CONFIG, SMALL), weights()[:1], PROMPTS, LENGTHS, KEY, combine=first, max_new=1
         )
     with pytest.raises(ValueError, match="max_new: got 0"):
         both(max_new=0)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -64,8 +64,15 @@ def student(
     )
 
 
+class Reads(Protocol):
+    """A config whose models read a text."""
+
+    @property
+    def text(self) -> text_lib.Text: ...
+
+
 def training(
-    config: Common,
+    config: Reads,
     model: DecoderConfig,
     objective: Objective,
     learning: Learning,

@@ -47,14 +47,10 @@ def load(text: Text) -> Corpus:
 
 def corpus(text: Text, encode: Callable[[str], Sequence[int]]) -> Corpus:
     """`load` in other tokens than characters."""
-    train, rest = (cut(encode(part), text.length + 1) for part in read(text))
-    if len(rest) < text.held_out:
-        raise ValueError(
-            f"text.held_out: got {text.held_out}, the text has {len(rest)} rows of {text.length}"
-        )
-    return Corpus(train, rest[np.linspace(0, len(rest) - 1, text.held_out).astype(int)])
+    return pieces(text, *map(encode, read(text)))
 
 
+@functools.cache
 def read(text: Text) -> tuple[str, str]:
     """(what is trained on, what rows are held out from)."""
     if text.shakespeare:
@@ -63,6 +59,18 @@ def read(text: Text) -> tuple[str, str]:
         return train, rest
     answers = [record["answer"] for record in generate(60)]
     return "\n".join(answers[:800]), "\n".join(answers[800:])
+
+
+def pieces(text: Text, train: Sequence[int], rest: Sequence[int]) -> Corpus:
+    """Rows of two sequences of tokens, of the size and number that the text has."""
+    trained, held_out = (cut(part, text.length + 1) for part in (train, rest))
+    if len(held_out) < text.held_out:
+        raise ValueError(
+            f"text.held_out: got {text.held_out}, the text has {len(held_out)} rows of "
+            f"{text.length}"
+        )
+    chosen = np.linspace(0, len(held_out) - 1, text.held_out).astype(int)
+    return Corpus(trained, held_out[chosen])
 
 
 def rows(tokens: np.ndarray, *, given: int = 0) -> dict[str, Any]:

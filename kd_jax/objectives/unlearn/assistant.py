@@ -2,17 +2,13 @@
 
 import functools
 
-import jax
-
-from kd_jax.losses.classification import label_log_probs
 from kd_jax.losses.logit_difference import uld_combine
-from kd_jax.losses.streaming import over_vocabulary
 from kd_jax.objectives.combinators import add, frozen_weights, on, own_weights, scaled
-from kd_jax.objectives.score import answer_sums
+from kd_jax.objectives.combined import combined_scores
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
 from kd_jax.objectives.unlearn.targets import maximum_entropy
-from kd_jax.types import Context, Model, Objective, Output, Policy, stateless
+from kd_jax.types import Model, Objective, Policy
 
 
 def assistant_training(
@@ -50,17 +46,5 @@ def logit_difference_scores(
     log p(target). weight is negative (-0.8 in the paper), top 0.01. Two forward passes, no
     [B, T, V]. For evaluation steps: the combined model is never trained.
     """
-    row = functools.partial(_row, weight=weight, top=top)
-
-    def loss(params, carry, frozen, batch, ctx: Context) -> Output:
-        whole = base.apply(base_policy(params, frozen), batch)
-        part = assistant.apply(policy(params, frozen), batch)
-        heads = jax.lax.stop_gradient((whole.head, part.head))
-        log_probs = over_vocabulary(row, heads[0], batch["targets"], others=heads[1:])
-        return Output({}, {}, answer_sums(log_probs, batch["weights"]))
-
-    return stateless(loss)
-
-
-def _row(logits, others, targets, fixed, *, weight: float, top: float) -> jax.Array:
-    return label_log_probs(uld_combine(logits, *others, weight=weight, top=top), targets)
+    combine = functools.partial(uld_combine, weight=weight, top=top)
+    return combined_scores(((base, base_policy), (assistant, policy)), {"log_prob": combine})
