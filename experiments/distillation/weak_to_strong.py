@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from experiments.distillation.common import runs
 from experiments.distillation.common import text as text_lib
-from experiments.distillation.common.config import SMALL
+from experiments.distillation.common.config import SMALL, TEACHER
 from experiments.distillation.common.learning import Learning
 from experiments.distillation.common.text import Text
 from experiments.distillation.parts import fused, styles, weak_to_strong_report
@@ -115,10 +115,8 @@ PRESETS = {
     ),
     "laptop": Config(
         text=Text(shakespeare=True, length=64, held_out=512),
-        big=dataclasses.replace(
-            SMALL, width=96, depth=2, heads=4, kv_heads=4, head_dim=24, mlp=256
-        ),
-        small=dataclasses.replace(SMALL, width=32, depth=1),
+        big=TEACHER,
+        small=SMALL,
         learn=Learning(rate=4e-3, steps=1500),
         tune=Learning(rate=1e-3, steps=200),
         seed=10,  # sizes and rates were chosen on seeds from 0
