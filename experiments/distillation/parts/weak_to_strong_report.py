@@ -145,7 +145,23 @@ def results(
         style: {name: values[f"rate_{name}"] for name in sampled} for style, values in found.items()
     }
     repeated = f"{len(seeds)} seeds, 95 %"
-    made = {"styles": _bars(nll, folder)}
+    made = {
+        "styles": _bars(
+            folder / "plots" / "styles.png",
+            nll,
+            list(VARIANTS),
+            "nats a character",
+            "Held-out text of a style: lower is better",
+        )
+    }
+    if sampled:
+        made["rates"] = _bars(
+            folder / "plots" / "rates.png",
+            rates,
+            sampled,
+            "share of what is written",
+            "Samples in the style: higher is better",
+        )
     for style in STYLES:
         made[f"coefficient_{style}"] = _coefficients(style, nll[style], coefficients, folder)
     tables = [
@@ -182,17 +198,12 @@ def _rate_rows(rates: Nll) -> list[dict[str, Any]]:
     ]
 
 
-def _bars(nll: Nll, folder: Path) -> Path:
+def _bars(path: Path, values: Nll, names: Sequence[str], y: str, title: str) -> Path:
     groups = {
-        STYLES[style].label: {label: over_seeds(values[name]) for name, label in VARIANTS.items()}
-        for style, values in nll.items()
+        STYLES[style].label: {_label(name): over_seeds(found[name]) for name in names}
+        for style, found in values.items()
     }
-    return plots.bars(
-        folder / "plots" / "styles.png",
-        groups,
-        y="nats a character",
-        title="Held-out text of a style: lower is better",
-    )
+    return plots.bars(path, groups, y=y, title=title)
 
 
 def _coefficients(
