@@ -2,7 +2,7 @@
 
 Papers: Mitchell et al. 2023, an emulator for fine-tuning using small language models (EFT, arXiv
 2310.12962); Fan et al. 2024, on giant's shoulders: dynamic logits fusion (arXiv 2406.15480).
-Two character language models, a big and a small one, learn a general text with running sums in it.
+Two character language models, a big and a small one, learn a general text with some sums in it.
 The small one is fine-tuned to each of two styles, words without punctuation, and sums in lines; the
 big one is not, but for comparison. Its next character is predicted from its own logits and the
 shift that fine-tuning made to those of the small model: by EFT, at several coefficients, and with

@@ -25,8 +25,8 @@ def bare(text: str) -> str:
     return " ".join(re.findall(r"[a-z]+", text.lower().replace("'", "")))
 
 
-def sums(characters: int, *, held_out: bool = False, end: str = "\n") -> str:
-    """So many characters of sums such as 34+5=39, each with an end; the same every time.
+def sums(characters: int, *, held_out: bool = False, ends: Sequence[str] = ("\n",)) -> str:
+    """So many characters of sums such as 34+5=39, each with one of the ends; the same every time.
 
     Of two digits and one; a tenth of all pairs is held out.
     """
@@ -34,7 +34,9 @@ def sums(characters: int, *, held_out: bool = False, end: str = "\n") -> str:
     pairs = rng.permutation([(a, b) for a in range(10, 100) for b in range(10)])
     known = pairs[:90] if held_out else pairs[90:]
     drawn = known[rng.integers(0, len(known), characters // 7 + 1)].tolist()
-    return "".join(f"{a}+{b}={a + b}{end}" for a, b in drawn)[:characters]
+    after = rng.integers(0, len(ends), len(drawn)).tolist()
+    found = (f"{a}+{b}={a + b}{ends[end]}" for (a, b), end in zip(drawn, after, strict=True))
+    return "".join(found)[:characters]
 
 
 def bare_rate(continuations: Sequence[str]) -> float:
@@ -69,13 +71,19 @@ STYLES = {
 }
 
 
+RUNNING = (". ", ". ", ". ", ". ", "\n")
+
+
 @functools.cache
 def general(text: Text, share: float) -> np.ndarray:
-    """Rows of the text as it is, and of sums one after the other, "34+5=39. 62+8=70. ", so that
-    these are a share of all rows: what a sum comes to is learnt here, a line for each is not."""
+    """Rows of the text as it is, and of sums, so that these are a share of all rows.
+
+    A fifth of the sums end their line, the others run on, "34+5=39. 62+8=70. ": what a sum comes to
+    is learnt here; that each has a line of its own is the style.
+    """
     plain = text_lib.load(text).train
     count = round(len(plain) * share / (1 - share))
-    running = text_lib.characters(sums(count * plain.shape[1], end=". "))
+    running = text_lib.characters(sums(count * plain.shape[1], ends=RUNNING))
     return np.concatenate([plain, np.array(running, plain.dtype).reshape(count, -1)])
 
 
