@@ -5,6 +5,7 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import generating
@@ -65,11 +66,13 @@ def second_of_two(first, second):
 
 
 def test_another_sampler_over_several_models():
-    """Of a model and one that it is not, the second is drawn from."""
-    placed = (jax.tree.map(lambda x: -x, weights()), weights())
+    """Of a model and one that it is not, on a mesh, the second is drawn from."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    placed = generating.weights_on(mesh)
     found = generation.generate(
-        (CONFIG, CONFIG), placed, PROMPTS, batch_size=8, max_new=NEW, seed=3, mesh=make_mesh(),
-        sample=contrast.generate_difference, combine=second_of_two, **DRAWN,
+        (CONFIG, CONFIG), (jax.tree.map(jnp.negative, placed), placed), PROMPTS, mesh=mesh,
+        batch_size=4, max_new=NEW, seed=3, sample=contrast.generate_difference,
+        combine=second_of_two, **DRAWN,
     )  # fmt: skip
     for number, tokens in enumerate(found):
         np.testing.assert_array_equal(tokens, one_by_one(number, drawn=True))
