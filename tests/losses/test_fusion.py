@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.losses import fusion
@@ -48,6 +48,7 @@ def test_the_worked_example_of_eft():
 
 
 @given(st.integers(0, 10_000), st.floats(0, 3))
+@settings(max_examples=8)
 def test_what_equal_models_and_constants_do(seed, beta):
     big, small, tuned = drawn(seed, 3, 2, 4, 7)
     like = {"rtol": 1e-4, "atol": 1e-4}
@@ -64,6 +65,7 @@ def test_what_equal_models_and_constants_do(seed, beta):
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1))
+@settings(max_examples=8)
 def test_a_mix_of_rewards(seed, lam):
     """log p~ = log p + lam r_1 + (1 - lam) r_2 + const, and the order of experts means nothing."""
     big, small, first, second = drawn(seed, 4, 5, 6)
