@@ -5,7 +5,8 @@
         tree/                              orbax checkpoint of the result, when it has one
         history.jsonl                      one line an evaluation point
         rows.npz                           arrays of evaluations and results
-    <run>/stages/<name>-<hash>.partial/    under way: checkpoints, evaluation points
+        files/                             what a Compute wrote itself, when it did
+    <run>/stages/<name>-<hash>.partial/    under way: checkpoints, evaluation points, files
 
 A partial folder is filled, its `artefact` sub-folder renamed to the finished place, artefact.json
 written there, and the rest removed: killed at any moment, either the artefact is complete or the
@@ -39,7 +40,7 @@ class Artefact:
 
     weights(): the result's tree of arrays. values: plain numbers. history: one dict an evaluation
     point, {"step": ..., "<evaluation>/<number>": ...}. rows: arrays by name; those of evaluations
-    are "<step>/<evaluation>/<array>".
+    are "<step>/<evaluation>/<array>". files: the folder of what the stage wrote itself.
 
     A planned artefact (folder None) has only the shapes of its tree.
     """
@@ -84,6 +85,10 @@ class Artefact:
         with np.load(self._folder() / "rows.npz", allow_pickle=False) as file:
             return dict(file)
 
+    @property
+    def files(self) -> Path:
+        return self._folder() / "files"
+
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """(steps, values) of one number of the history: what a plot wants."""
         points = [(point["step"], float(point[name])) for point in self.history if name in point]
@@ -106,6 +111,11 @@ class Place(NamedTuple):
 
     final: Path
     partial: Path
+
+    @property
+    def files(self) -> Path:
+        """Where a Compute writes its files."""
+        return self.partial / "files"
 
 
 def place(run: Path, name: str, hash: str) -> Place:
@@ -154,6 +164,8 @@ def finish(
         lines = [json.dumps(plain(point), allow_nan=False) + "\n" for point in history]
         (fresh / "history.jsonl").write_text("".join(lines))
         write_rows(fresh / "rows.npz", rows)
+        if where.files.exists():
+            where.files.rename(fresh / "files")
         fresh.rename(where.final)
         write_json(where.final / "artefact.json", about)
         shutil.rmtree(where.partial)

@@ -1,7 +1,7 @@
 """Evaluation over a whole data set, exact whatever the batch size, the mesh and the hosts."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -42,6 +42,46 @@ def evaluate(
     The step is compiled once for each (eval_step, mesh, shapes): keep the same function object.
     """
     examples = _indexed(examples)
+    sums = _Sums()
+    for output in _outputs(eval_step, params, carry, frozen, examples, batch_size, mesh):
+        sums.add(output)
+    index = _main_index(examples)
+    order = np.argsort(index, kind="stable")
+    rows = {name: np.concatenate(x)[: len(index)][order] for name, x in sums.rows.items()}
+    return sums.values(), rows
+
+
+def stream(
+    eval_step: EvalStep,
+    params: Params,
+    carry: PyTree,
+    frozen: Frozen,
+    examples: Mapping[str, Any],
+    *,
+    batch_size: int,
+    mesh: Mesh,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of `evaluate` a batch at a time, in the order of the examples, without padding.
+
+    For rows too many to be held at once; terms and metrics are not looked at.
+    """
+    examples = _indexed(examples)
+    left = len(_main_index(examples))
+    for output in _outputs(eval_step, params, carry, frozen, examples, batch_size, mesh):
+        yield {name: np.asarray(x)[:left] for name, x in jax.device_get(output.rows).items()}
+        left -= batch_size
+
+
+def _outputs(
+    eval_step: EvalStep,
+    params: Params,
+    carry: PyTree,
+    frozen: Frozen,
+    examples: Mapping[str, Any],
+    batch_size: int,
+    mesh: Mesh,
+) -> Iterator[Output]:
+    """The step's output of each batch, the last one filled up."""
     flat = flatten(examples)
     counts = {path: len(x) for path, x in flat.items()}
     total = next(iter(counts.values()))
@@ -56,7 +96,6 @@ def evaluate(
         real = wanted < total
         return map_with_path(lambda path, x: _rows(path, x, wanted, real), examples)
 
-    sums = _Sums()
     waiting: Output | None = None
     for start in range(0, total, batch_size):
         # One batch is under way while the one before is fetched.
@@ -64,13 +103,10 @@ def evaluate(
         output = run(params, carry, frozen, batch)
         beat()
         if waiting is not None:
-            sums.add(waiting)
+            yield waiting
         waiting = output
     if waiting is not None:
-        sums.add(waiting)
-    index = _main_index(examples)
-    order = np.argsort(index, kind="stable")
-    return sums.values(), {name: np.concatenate(x)[:total][order] for name, x in sums.rows.items()}
+        yield waiting
 
 
 def program(

@@ -1,5 +1,6 @@
 """Carries out one stage: born sharded or resumed, trained, evaluated, kept as an artefact."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,7 +63,7 @@ def carry_out(
     else:
         run.say("computing")
         run.events.add("evaluation_begin")
-        outcome = _compute(work)
+        outcome = _compute(work, where.files)
         run.events.add("evaluation_end")
     about = {
         "name": name,
@@ -77,10 +78,20 @@ def carry_out(
     return artefacts.finish(where, about, outcome.tree, outcome.history, outcome.rows)
 
 
-def _compute(work: Compute) -> Outcome:
+def _compute(work: Compute, folder: Path) -> Outcome:
     tree, found = work.run()
+    if work.files is not None:
+        runtime.on_main(lambda: _emptied(folder))
+        found = {**found, **work.files(folder)}
     rows = {k: np.asarray(v) for k, v in found.items() if _is_array(v)}
     return Outcome(tree, {k: v for k, v in found.items() if k not in rows}, [], rows)
+
+
+def _emptied(folder: Path) -> None:
+    """Of what a stage that was killed left."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
 
 
 def _is_array(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Stages: the parts of an experiment that are made once, kept as artefacts, resumed and planned."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -98,11 +99,14 @@ class Compute(NamedTuple):
     values: plain numbers, and arrays, which become the artefact's rows. Only a plan needs the
     rest: shapes of the tree, where a later stage starts from it; plan(mesh) -> {name: Program},
     what `run` compiles.
+    files(folder) -> more values: writes what is too large for rows, or read elsewhere, into the
+    folder, which is empty and becomes the artefact's `files`; called after run, in every process.
     """
 
     run: Callable[[], tuple[PyTree | None, Mapping[str, Any]]]
     shapes: PyTree = None
     plan: Callable[[Mesh], Mapping[str, Program]] = _no_programs
+    files: Callable[[Path], Mapping[str, Any]] | None = None
 
 
 class Stage(NamedTuple):

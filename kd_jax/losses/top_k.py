@@ -10,12 +10,39 @@ student_logits [..., V], ids int [..., K] (those of a row differ), teacher_log_p
 of these tokens in the whole vocabulary -> f32 [...], nats, unreduced.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kd_jax.losses import _checks
 from kd_jax.losses._logs import FLOOR, kl, log_softmax
+
+
+class Likeliest(NamedTuple):
+    """ids i32 [..., K], log_probs f32 [..., K] from the largest down, log_tail f32 [...]."""
+
+    ids: jax.Array
+    log_probs: jax.Array
+    log_tail: jax.Array
+
+
+def likeliest(logits: Float[Array, "*batch V"], *, k: int) -> Likeliest:
+    """The k largest log-probabilities and the logarithm of what is left to all other tokens.
+
+    log_tail is summed over the rest itself, not taken from 1, so that it has digits where the
+    teacher is sure; -inf where k = V. Equal logits: the first places. No gradient is meant.
+    """
+    size = logits.shape[-1]
+    if not 1 <= k <= size:
+        raise ValueError(f"k: got {k}, takes 1 to the size of the vocabulary, {size}")
+    log_p = log_softmax(logits, 1.0)
+    largest, ids = jax.lax.top_k(log_p, k)
+    if k == size:
+        return Likeliest(ids, largest, jnp.full(log_p.shape[:-1], -jnp.inf))
+    rest = jnp.put_along_axis(log_p, ids, -jnp.inf, -1, inplace=False)
+    return Likeliest(ids, largest, jax.nn.logsumexp(rest, -1))
 
 
 def top_k_kl_renormalised(

@@ -1,5 +1,6 @@
 """Scoring passes: per-example rows and no terms, for evaluation steps."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 
 from kd_jax.evaluation import membership, memorisation
 from kd_jax.losses.sequence import sequence_log_probs
-from kd_jax.losses.streaming import token_log_probs, token_statistics
+from kd_jax.losses.streaming import over_vocabulary, token_log_probs, token_statistics
+from kd_jax.losses.top_k import Likeliest, likeliest
 from kd_jax.objectives.combinators import own_weights
 from kd_jax.types import Context, Model, Objective, Output, Policy, stateless
 
@@ -51,6 +53,25 @@ def answer_statistics(model: Model, *, policy: Policy = own_weights, k: float = 
             "min_k_pp": membership.min_k_pp(log_probs, mean, variance, inner, k=k),
         }
         return Output({}, {}, rows)
+
+    return stateless(loss)
+
+
+def top_k_scores(
+    model: Model, k: int, *, policy: Policy = own_weights, chunk: int = 512
+) -> Objective:
+    """Rows "ids" i32 [B, T, k], "log_probs" f32 [B, T, k] and "log_tail" f32 [B, T].
+
+    Of every position the model's k likeliest next tokens (`losses.top_k.likeliest`), streamed over
+    positions: logits of `chunk` of them at a time. Never trained on.
+    """
+    row = functools.partial(_likeliest_row, k)
+
+    def loss(params, carry, frozen, batch, ctx: Context) -> Output:
+        output = model.apply(policy(params, frozen), batch, key=ctx.key, train=ctx.train)
+        head = jax.lax.stop_gradient(output.head)
+        found: Likeliest = over_vocabulary(row, head, chunk=chunk)
+        return Output({}, {}, found._asdict())
 
     return stateless(loss)
 
@@ -102,6 +123,10 @@ def answer_sums(log_probs: jax.Array, weights: jax.Array) -> dict[str, jax.Array
         "log_prob": sequence_log_probs(log_probs, weights),
         "tokens": (weights != 0).sum(-1).astype("float32"),
     }
+
+
+def _likeliest_row(k: int, logits: jax.Array, others: PyTree, rows: PyTree, fixed: PyTree):
+    return likeliest(logits, k=k)
 
 
 def _norm(x: jax.Array, order: float) -> jax.Array:

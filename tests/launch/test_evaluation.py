@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support import tiny_run
 
-from kd_jax.launch.evaluation import evaluate
+from kd_jax.launch.evaluation import evaluate, stream
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.types import Output, Term, weighted_sum
 
@@ -54,6 +54,18 @@ def test_rows_come_in_the_order_of_the_index(params):
     del data["index"]  # then it is the order they are given in
     _, plain = evaluate(tiny_run.EVAL_STEP, params, {}, {}, data, batch_size=8, mesh=mesh)
     np.testing.assert_array_equal(plain["error"], rows["error"])
+
+
+@pytest.mark.parametrize("count", [1, 16, 21])
+def test_a_stream_gives_the_same_rows_batch_by_batch(params, count):
+    mesh, data = make_mesh(), tiny_run.examples(count)
+    settings = {"batch_size": 8, "mesh": mesh}
+    _, rows = evaluate(tiny_run.EVAL_STEP, params, {}, {}, data, **settings)
+    batches = list(stream(tiny_run.EVAL_STEP, params, {}, {}, data, **settings))
+    assert [len(batch["error"]) for batch in batches] == [8] * (count // 8) + [count % 8] * (
+        count % 8 > 0
+    )
+    np.testing.assert_array_equal(np.concatenate([b["error"] for b in batches]), rows["error"])
 
 
 def test_padding_is_marked_in_every_mapping():

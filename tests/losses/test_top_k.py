@@ -58,6 +58,27 @@ def test_rules(seed, k):
     )
 
 
+@given(st.integers(0, 2**31 - 1), st.sampled_from([1, 4, 11]))
+@few
+def test_the_likeliest(seed, k):
+    _, t = logits(seed)
+    found, (ids, chosen, rest) = top_k.likeliest(t, k=k), known(t, k)
+    np.testing.assert_array_equal(found.ids, ids)
+    np.testing.assert_allclose(found.log_probs, chosen, rtol=1e-5)
+    np.testing.assert_allclose(found.log_tail, rest, rtol=1e-4)
+    assert (found.log_probs[:, :-1] >= found.log_probs[:, 1:]).all()
+
+
+def test_the_tail_of_a_sure_teacher_has_digits():
+    """From 1 - sum p nothing would be left of it."""
+    found = top_k.likeliest(jnp.array([40.0, 0.0, 0.0]), k=1)
+    np.testing.assert_allclose(found.log_tail, np.log(2) - 40, rtol=1e-6)
+    equal = top_k.likeliest(jnp.zeros(5), k=3)
+    np.testing.assert_array_equal(equal.ids, [0, 1, 2])
+    banned = top_k.likeliest(jnp.array([1.0, -jnp.inf, -jnp.inf]), k=1)
+    assert banned.log_tail == -jnp.inf and banned.log_probs[0] == 0
+
+
 def test_one_token_renormalised_teaches_nothing():
     """Why the rest is needed."""
     s, t = logits(0)
@@ -116,3 +137,5 @@ def test_the_split_can_be_below_0():
 def test_bad_numbers_are_named():
     with pytest.raises(ValueError, match="k: got 5, takes 0 to the size of the vocabulary, 4"):
         top_k.top_k_split_kl(S, T, k=5)
+    with pytest.raises(ValueError, match="k: got 0, takes 1 to the size of the vocabulary, 4"):
+        top_k.likeliest(T, k=0)
