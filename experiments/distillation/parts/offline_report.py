@@ -91,7 +91,7 @@ def results(
         for name in labels
     }
     students = [
-        {"learns from": label} | {MEASURES[m]: over_seeds(x) for m, x in ends[name].items()}
+        {"learns from": label} | {MEASURES[m]: shown(x) for m, x in ends[name].items()}
         for name, label in labels.items()
     ]
     stored = {k: dict(artefacts[f"cache_{k}"].values) for k in kept}
@@ -108,6 +108,11 @@ def results(
         ],
         _plots(rules, kept, labels, ends, folder),
     )
+
+
+def shown(values: Sequence[float]) -> Effect | float:
+    """For a table: one seed is a plain number."""
+    return over_seeds(values) if len(values) > 1 else values[0]
 
 
 def over_seeds(values: Sequence[float]) -> Effect:
