@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from experiments.distillation.common import runs
-from experiments.distillation.common.config import SMALL, Common
+from experiments.distillation.common.config import SMALL, STUDENT, TEACHER, Common
 from experiments.distillation.common.learning import Learning
 from experiments.distillation.common.text import Text
 from experiments.distillation.parts import offline_report, offline_stages
@@ -76,12 +76,10 @@ PRESETS = {
     ),
     "laptop": Config(
         text=Text(shakespeare=True, length=64, held_out=256),
-        teacher=dataclasses.replace(
-            SMALL, width=96, depth=2, heads=4, kv_heads=4, head_dim=24, mlp=256
-        ),
-        student=SMALL,
-        learn_teacher=Learning(rate=3e-3, steps=1500, batch_size=32),
-        learn=Learning(rate=1e-2, steps=400, batch_size=16),
+        teacher=TEACHER,
+        student=STUDENT,
+        learn_teacher=Learning(rate=3e-3, steps=1500, batch_size=64),
+        learn=Learning(rate=6e-3, steps=400, batch_size=16),
         evaluations=1,
         seed=10,
     ),

@@ -8,8 +8,8 @@ The teacher itself is not loaded again:
     cache = top_k_cache.opened(found["cache"].files, about)
     source = top_k_cache.joined(sources.array_batches(rows, ...), cache)
 
-Rows are scored on the whole mesh and written by process 0, which holds those of two batches at a
-time. The file appears complete or not at all.
+Rows are scored on the whole mesh; every process gets those of two batches at a time, and process 0
+writes them. The file appears complete or not at all.
 """
 
 import functools

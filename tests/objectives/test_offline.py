@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bigram import VOCABULARY, text_batch
+from support.hlo import arrays_in
 from support.objective_laws import FROZEN, KEY, LAWS, MODEL, PARAMS, Case, one_step
 
 from kd_jax.data.top_k_records import Known, Layout, decode, encode, error_bound
@@ -18,10 +19,10 @@ from kd_jax.losses import top_k
 from kd_jax.losses.divergences import forward_kl
 from kd_jax.objectives.distil import distil, soft_tokens, token_divergence
 from kd_jax.objectives.offline import COLUMNS, stored_top_k
+from kd_jax.objectives.score import top_k_scores
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
-from kd_jax.steps import make_train_step
-from kd_jax.types import Factored
+from kd_jax.steps import make_eval_step, make_train_step
 
 RULES = {
     "tail": top_k.top_k_kl_with_tail,
@@ -130,21 +131,19 @@ def test_a_batch_without_columns_is_refused():
         trained(supervise(MODEL, {"kd": stored_top_k(RULES["tail"])}), lacking, {})
 
 
-def test_scores_never_hold_the_whole_head():
-    """In pieces of T they are those of the logits written out."""
-    from kd_jax.objectives.score import top_k_scores
-    from kd_jax.steps import make_eval_step
-
+@pytest.mark.parametrize("chunk", [1, 4, 512])
+def test_scores_in_pieces_are_those_of_the_whole_head(chunk):
+    """Which only the last chunk, of all positions, writes out."""
     batch = text_batch()
     whole = top_k.likeliest(MODEL.apply(PARAMS, batch).head.logits(), k=3)._asdict()
-    params = {"model": PARAMS, "aux": {}}
-    for chunk in (1, 4, 512):
-        step = make_eval_step(top_k_scores(MODEL, 3, chunk=chunk))
-        output = jax.jit(step)(params, {}, {}, batch)
-        assert not output.terms and output.rows.keys() == whole.keys()
-        for name, x in output.rows.items():
-            np.testing.assert_allclose(x, whole[name], rtol=1e-5, atol=1e-6)
-    assert isinstance(MODEL.apply(PARAMS, batch).head, Factored)
+    step = make_eval_step(top_k_scores(MODEL, 3, chunk=chunk))
+    arguments = {"model": PARAMS, "aux": {}}, {}, {}, batch
+    output = jax.jit(step)(*arguments)
+    assert not output.terms and output.rows.keys() == whole.keys()
+    for name, x in output.rows.items():
+        np.testing.assert_allclose(x, whole[name], rtol=1e-5, atol=1e-6)
+    logits = (*batch["inputs"].shape, VOCABULARY)
+    assert (logits in arrays_in(jax.make_jaxpr(step)(*arguments))) == (chunk == 512)
 
 
 # --- what rounding and the rest cost

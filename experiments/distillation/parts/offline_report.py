@@ -6,24 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.distillation.common.reporting import better, over_seeds, shown
 from experiments.distillation.parts.offline_stages import RULES, TEXTS, RuleName
-from kd_jax.evaluation.intervals import mean_interval
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above, below
 
 MEASURES = {"forward": "KL(teacher || student)", "nll": "NLL of the text"}
-
-
-def _further(first: str, second: str, measure: str) -> Callable[[Results], Effect | None]:
-    """By how much the first ends farther off than the second: paired seeds."""
-
-    def read(results: Results) -> Effect | None:
-        ends = results.values["ends"]
-        if first not in ends or second not in ends or len(ends[first][measure]) < 2:
-            return None
-        return Effect(*mean_interval(np.subtract(ends[first][measure], ends[second][measure])))
-
-    return read
 
 
 def _spread(results: Results) -> Effect | None:
@@ -32,7 +20,7 @@ def _spread(results: Results) -> Effect | None:
     names = [f"{rule}_{size}" for rule in RULES]
     if not set(names) <= ends.keys() or len(ends[names[0]]["forward"]) < 2:
         return None
-    return Effect(*mean_interval(np.ptp([ends[name]["forward"] for name in names], axis=0)))
+    return over_seeds(np.ptp([ends[name]["forward"] for name in names], axis=0).tolist())
 
 
 CLAIMS = (
@@ -42,7 +30,7 @@ CLAIMS = (
             "teacher than renormalising (difference of KL(teacher || student), above 0).",
             "card of top-k distillation; losses of TRL and tunix (code)",
             "none: tooling",
-            _further(f"renormalised_{k}", f"tail_{k}", "forward"),
+            better(f"tail_{k}", f"renormalised_{k}", "forward"),
             above(0.0),
         )
         for k in (1, 2, 4)
@@ -60,14 +48,14 @@ CLAIMS = (
         "real text (difference of KL(teacher || student), above 0).",
         "arXiv 1606.07947, section 3.2",
         "qualitative: the teacher's distribution over sequences is what is matched",
-        _further("same", "sampled", "forward"),
+        better("sampled", "same", "forward"),
         above(0.0),
     ),
     Claim(
         "It predicts the real text better too (difference of NLL, above 0).",
         "arXiv 1606.07947, abstract",
         "translation: 4.2 / 1.7 BLEU more than without distillation (greedy / beam search)",
-        _further("same", "sampled", "nll"),
+        better("sampled", "same", "nll"),
         above(0.0),
     ),
 )
@@ -91,7 +79,7 @@ def results(
         for name in labels
     }
     students = [
-        {"learns from": label} | {MEASURES[m]: shown(x) for m, x in ends[name].items()}
+        {"learns from": label} | {MEASURES[m]: shown(over_seeds(x)) for m, x in ends[name].items()}
         for name, label in labels.items()
     ]
     stored = {k: dict(artefacts[f"cache_{k}"].values) for k in kept}
@@ -108,17 +96,6 @@ def results(
         ],
         _plots(rules, kept, labels, ends, folder),
     )
-
-
-def shown(values: Sequence[float]) -> Effect | float:
-    """For a table: one seed is a plain number."""
-    return over_seeds(values) if len(values) > 1 else values[0]
-
-
-def over_seeds(values: Sequence[float]) -> Effect:
-    if len(values) == 1:
-        return Effect(values[0], values[0], values[0])
-    return Effect(*mean_interval(np.asarray(values)))
 
 
 def _plots(

@@ -1,6 +1,5 @@
 """Stages of offline_topk: what is stored of the teacher, and students that learn from it."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from experiments.distillation.common.config import Common
 from kd_jax.data import shapes, sources
 from kd_jax.data.top_k_records import Layout
 from kd_jax.launch import evaluation, precompute, teacher_texts, top_k_cache
+from kd_jax.launch.config import identity
 from kd_jax.launch.mesh import make_mesh
 from kd_jax.launch.stages import (
     Compute,
@@ -152,7 +152,7 @@ def of_text(config: Common, name: TextName, seed: int, samples: int) -> tuple[St
         objective = supervise(decoder.decoder(config.student), {"nll": next_token_nll})
         return _training(config, objective, seed, source)
 
-    depends = {"text": dataclasses.asdict(config.text), "learns": name, "seed": seed}
+    depends = {"text": identity(config.text), "learns": name, "seed": seed}
     if name == "alone":
         return _student(config, f"alone_{seed}", build, (), depends)
     depends |= {"prompt": config.prompt, "samples": samples}
@@ -205,7 +205,7 @@ def _student(
     needs: tuple[str, ...],
     depends: dict[str, Any],
 ) -> tuple[Stage, Stage]:
-    shared = {x: dataclasses.asdict(getattr(config, x)) for x in ("student", "learn")}
+    shared = {x: identity(getattr(config, x)) for x in ("student", "learn")}
     measured = {"evaluations": config.evaluations, "score_batch": config.score_batch}
     return (
         Stage(name, build, needs, shared | measured | depends),
