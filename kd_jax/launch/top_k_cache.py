@@ -9,7 +9,8 @@ The teacher itself is not loaded again:
     source = top_k_cache.joined(sources.array_batches(rows, ...), cache)
 
 Rows are scored on the whole mesh; every process gets those of two batches at a time, and process 0
-writes them. The file appears complete or not at all.
+writes them. The file appears complete or not at all. Besides what `data.top_k_records` says of
+tokens, a row of any length takes some 200 bytes of it.
 """
 
 import functools
