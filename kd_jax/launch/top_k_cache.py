@@ -46,6 +46,7 @@ Found = Mapping[str, Artefact]
 _FILE = "top_k.array_record"
 _WRITE = "group_size:1,uncompressed"  # records are deflated already, and read one by one
 _READ = "readahead_buffer_size:0,max_parallelism:0"
+_EXTENT = ("rows", "length")  # of the header: decided by the data
 
 
 class About(NamedTuple):
@@ -155,7 +156,7 @@ def write(
         for writer in held:
             if writer.is_open():
                 writer.close()
-                fresh.unlink(missing_ok=True)
+            fresh.unlink(missing_ok=True)
         raise
     tokens = int((np.asarray(weights) != 0).sum())
     return {"tokens": tokens, "bytes": size, "bytes_per_token": size / max(1, tokens)}
@@ -197,7 +198,9 @@ def opened(folder: str | os.PathLike[str], about: About) -> Cache:
     from array_record.python.array_record_module import ArrayRecordReader
 
     file = Path(folder) / _FILE
-    again = f"remove {file.parent.parent} to compute it again"
+    whose = file.parent.parent  # a stage's, where it was a stage that wrote it
+    whose = whose if (whose / "artefact.json").is_file() else file.parent
+    again = f"remove {whose} to compute it again"
     if not file.is_file():
         raise UserError(f"{file}: there is no such file; {again}")
     try:
@@ -206,11 +209,10 @@ def opened(folder: str | os.PathLike[str], about: About) -> Cache:
         whole = reader.num_records() == header["rows"] + 1
     except Exception as error:  # whatever lies there
         raise UserError(f"{file}: not a file of stored log-probabilities; {again}") from error
-    wrong = differences(
-        _short(_header(about)), _short({k: v for k, v in header.items() if k not in _EXTENT})
-    )
-    if wrong:
-        raise UserError(f"{file}: stored of something else ({'; '.join(wrong)}); {again}")
+    ours, theirs = _header(about), {k: v for k, v in header.items() if k not in _EXTENT}
+    if ours != theirs:
+        wrong = "; ".join(differences(_short(ours), _short(theirs)))
+        raise UserError(f"{file}: stored of something else ({wrong}); {again}")
     if not whole:
         raise UserError(f"{file}: has {reader.num_records() - 1} rows of {header['rows']}; {again}")
     return Cache(reader, about.layout, header["rows"], header["length"])
@@ -237,9 +239,6 @@ def joined(source: Source, cache: Cache) -> Source:
 def batch_shapes(rows: int, length: int, k: int) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of `joined`: a text batch and the three columns."""
     return shapes.text(rows, length) | _columns(rows, length, k)
-
-
-_EXTENT = ("rows", "length")  # decided by the data
 
 
 def _columns(rows: int, length: int, k: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -39,6 +39,7 @@ ROWS = caching.text()
 def stored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored") / "artefact" / "files"
     folder.mkdir(parents=True)
+    (folder.parent / "artefact.json").touch()
     return folder, caching.store(folder, ROWS, make_mesh())
 
 
@@ -148,7 +149,7 @@ def test_a_change_of_the_data_is_noticed(stored):
 
 
 def test_a_broken_or_missing_file_is_refused(stored, tmp_path):
-    with pytest.raises(UserError, match="there is no such file; remove"):
+    with pytest.raises(UserError, match=f"there is no such file; remove {tmp_path} to"):
         top_k_cache.opened(tmp_path, caching.about(ROWS))
     whole = (stored[0] / FILE).read_bytes()
     for broken in (b"nonsense", whole[: len(whole) // 2], b""):
