@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kd_jax.launch import artefacts, runtime
+from kd_jax.launch import artefacts, rounds, runtime
 from kd_jax.launch.artefacts import Artefact, Place, Points
 from kd_jax.launch.checkpoints import Checkpoints
 from kd_jax.launch.config import Settings
@@ -110,7 +110,10 @@ def _train(
         frozen = training.frozen.make(plan.frozen) if training.frozen else {}
         # Before step 0, so that the lines of a start that saved nothing are not written twice.
         start = -1 if state is None else int(state.step)
-        if state is None:
+        if state is None and training.start is not None:
+            state = rounds.resumed(training.start, plan.state)
+            run.say(f"training, steps {int(state.step)} to {training.steps}")
+        elif state is None:
             key = jax.random.key(training.seed)
             state = init_state(plan.step, training.weights, frozen, training.batch, key, plan.state)
             run.say(f"training, {training.steps} steps")

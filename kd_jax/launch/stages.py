@@ -69,6 +69,9 @@ class Training(NamedTuple):
     frozen_rules: the same for each entry of frozen, `rules` where it is not named; extra_rules: for
     paths "aux/...", "carry/..." and "opt_state/..." that should not replicate.
     prepare(state, frozen, batch) -> batch, every `prepare_every` steps, or None.
+    start: a state to go on from instead of a fresh one, what `rounds.whole` kept of an earlier
+    training with the same step; its finished steps are among `steps`, and of `weights` only the
+    shapes are read.
     result(state, frozen) -> what the artefact keeps (jitted), or None for nothing.
     host: entries of frozen whose matrices stay in the host's memory; a model fetches each layer as
         it is used (`models.parts.fetched`). Vectors stay on the device: they are small, and the
@@ -85,6 +88,7 @@ class Training(NamedTuple):
     frozen: Weights | None = None
     frozen_rules: Mapping[str, Rules] = {}
     extra_rules: Rules = ()
+    start: Weights | None = None
     seed: int = 0
     evaluations: Sequence[Evaluation] = ()
     prepare: Callable[[TrainState, Frozen, Batch], Batch] | None = None

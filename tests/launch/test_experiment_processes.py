@@ -16,7 +16,7 @@ from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import materialise
 from kd_jax.trees import flatten
 
-STAGES = ("distilled", "unlearned", "merged")
+STAGES = ("distilled", "further", "unlearned", "merged")
 
 
 @pytest.fixture(scope="module")

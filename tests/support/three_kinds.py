@@ -1,4 +1,4 @@
-"""A student is distilled, a language model unlearns, and two models are merged, in seconds.
+"""A student is distilled in two rounds, a language model unlearns, and two are merged, in seconds.
 
 The three kinds of work as one experiment, small enough for many processes on two cores. As a
 script it is one process of a run and writes down which files it wrote (see `main`).
@@ -15,7 +15,7 @@ import numpy as np
 
 from kd_jax import optim
 from kd_jax.data import arrays, pairs
-from kd_jax.launch import run, weights
+from kd_jax.launch import rounds, run, weights
 from kd_jax.launch.claims import Results, Table
 from kd_jax.launch.config import Settings, not_identity
 from kd_jax.launch.evaluation import evaluate
@@ -91,7 +91,11 @@ def stages(config: Config) -> tuple[Stage, ...]:
             batch_size=ROWS,
             steps=config.steps,
             rules=mlp.RULES,
+            result=rounds.whole,
         )
+
+    def further(found) -> Training:
+        return distilled(found)._replace(start=found["distilled"].weights(), steps=2 * config.steps)
 
     def unlearned(_) -> Training:
         source = pairs.forget_retain(
@@ -130,6 +134,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
     return (
         Stage("distilled", distilled),
+        Stage("further", further, ("distilled",)),
         Stage("unlearned", unlearned),
         Stage("merged", merged, ("unlearned",)),
     )
