@@ -1,6 +1,6 @@
 """DDK: drawing more from the domains in which a student is farthest behind helps the worst of them.
 
-Paper: Jiang et al. 2024 (DDK, arXiv 2407.16154). A teacher learns four domains of characters: a
+Paper: Liu et al. 2024 (DDK, arXiv 2407.16154). A teacher learns four domains of characters: a
 text, a Markov chain, sums and brackets. A smaller student, weak in two of them, learns from it by
 next-token loss and KL, in rounds of equal length. By uniform weights it meets all domains alike;
 by DDK the weights of the next round follow from the perplexities of student and teacher.

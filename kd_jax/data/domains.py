@@ -5,7 +5,7 @@ perplexity of the student in each domain and moves the weights; `sources.mixture
 the next round by them. The weights are all the state there is: the rows are a pure function of
 (seed, step, weights), and a round's step numbers tell the round.
 
-Jiang et al. 2024, arXiv 2407.16154 (DDK).
+Liu et al. 2024, arXiv 2407.16154 (DDK).
 """
 
 import numpy as np

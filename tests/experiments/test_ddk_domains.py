@@ -141,6 +141,20 @@ def test_a_measurement_decides_the_next_weights(monkeypatch, name, alpha):
     assert values["text_test"] == 9.0
 
 
+def test_losses_are_those_of_each_domain_and_split():
+    measured = domains.Measured(SMOKE.text, 40, NAMES, 24)  # which divides no part
+    model = decoder.decoder(SMOKE.student)
+    params = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(0)))
+    found = domains.nll(measured, SMOKE.student, params, make_mesh())
+    assert found.keys() == {f"{n}_{split}" for n in NAMES for split in ("validation", "test")}
+    for name, split in (("chain", "validation"), ("brackets", "test")):
+        tokens = getattr(domains.load(name, SMOKE.text, 40), split)
+        logits = model.apply(params, {"inputs": tokens[:, :-1]}).head.logits()
+        log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+        expected = -np.take_along_axis(log_p, tokens[:, 1:, None], -1).mean()
+        assert found[f"{name}_{split}"] == pytest.approx(expected, rel=1e-5)
+
+
 def text_of(rows):
     return ["".join(CHARACTERS[i] for i in row) for row in rows]
 

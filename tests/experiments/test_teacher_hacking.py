@@ -11,10 +11,18 @@ from support.experiment_checks import Made, changed, outline, refusal, verdicts
 
 from experiments.distillation import teacher_hacking
 from experiments.distillation.common.text import rows
-from experiments.distillation.parts import hacking_report, hacking_rollouts, oracle
+from experiments.distillation.parts import (
+    hacking_measures,
+    hacking_report,
+    hacking_rollouts,
+    oracle,
+)
 from experiments.distillation.parts.hacking_report import ARMS, MARGIN, onset, rise
 from experiments.distillation.teacher_hacking import PRESETS
+from kd_jax.launch import weights
 from kd_jax.launch.artefacts import Artefact
+from kd_jax.launch.mesh import make_mesh
+from kd_jax.launch.stages import materialise
 from kd_jax.models import decoder
 from kd_jax.objectives.combinators import frozen_weights, own_weights
 from kd_jax.steps import make_eval_step
@@ -161,6 +169,34 @@ def test_fresh_responses_are_of_the_model_that_is_named_and_new_in_every_step(ba
     assert (ours != first).any()
 
 
+def test_golden_is_measured_on_what_the_oracle_says_and_proxy_on_what_the_teacher_says():
+    table = oracle.table(CONFIG.vocab, 0.7, 0)
+    given = oracle.prompts(CONFIG.vocab, 10, 0)
+    held = hacking_measures.Held(
+        oracle.responses(table, given, 9, 0), oracle.responses(table, given, 9, 1)
+    )
+    measured = hacking_measures.Measured(CONFIG, CONFIG, lambda: held, 8, 8)
+    mesh = make_mesh()
+    ours, theirs, placed = (
+        materialise(weights.from_arrays(x), mesh) for x in (OURS, THEIRS, table)
+    )
+    frozen = {"teacher": theirs, "oracle": placed}
+    found = hacking_measures.along(measured, 5).run({"model": ours, "aux": {}}, {}, frozen)
+
+    def log_probs(params, tokens):
+        logits = decoder.decoder(CONFIG).apply(params, {"inputs": tokens[:, :-1]}).head.logits()
+        return np.asarray(jax.nn.log_softmax(logits), np.float64)[:, PROMPT - 1 :]
+
+    def divergence(log_p, tokens):
+        return (np.exp(log_p) * (log_p - log_probs(OURS, tokens))).sum((1, 2)).mean()
+
+    s = held.oracle
+    truth = np.stack([table[s[:, 0], s[:, 1], s[:, t - 2], s[:, t - 1]] for t in range(3, 9)], 1)
+    golden = divergence(truth.astype(np.float64), s)
+    proxy = divergence(log_probs(THEIRS, held.teacher), held.teacher)
+    assert found == pytest.approx({"proxy": proxy, "golden": golden}, rel=1e-4)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_stages_of_the_presets(preset):
     config, expected = PRESETS[preset], {}
@@ -240,8 +276,8 @@ def test_what_a_way_is_trained_on(name):
     inputs = np.concatenate([batch["inputs"] for batch in batches])
     assert len({row.tobytes() for row in inputs}) == responses
     assert len({row[:PROMPT].tobytes() for row in inputs}) == prompts
-    weights = batches[0]["weights"]
-    assert (weights.sum(-1) == SMOKE.length + 1 - PROMPT).all() and not weights[:, :2].any()
+    counted = batches[0]["weights"]
+    assert (counted.sum(-1) == SMOKE.length + 1 - PROMPT).all() and not counted[:, :2].any()
     assert (training.prepare is not None) == name.startswith("online")
 
 

@@ -86,7 +86,8 @@ def _fall(proxy: np.ndarray, golden: np.ndarray) -> np.ndarray:
     return (at - proxy[:, -1]) / at
 
 
-SOURCE = "arXiv 2502.02671, section 4"
+SOURCE = "arXiv 2502.02671, figures of offline and online distillation"
+DIVERSITY = "arXiv 2502.02671, figures of the diversity of data"
 QUALITATIVE = "qualitative: summarisation and translation, T5"
 CLAIMS = (
     Claim(
@@ -123,14 +124,14 @@ CLAIMS = (
     Claim(
         "As many responses to a fifth of the prompts leave the student farther from the oracle "
         "(difference of KL(oracle || student) after the last step, nats, above 0; paired seeds).",
-        "arXiv 2502.02671, section 5",
+        DIVERSITY,
         QUALITATIVE,
         _end("offline_5", "offline"),
         above(0.0),
     ),
     Claim(
         "Five times as many responses to the same prompts leave it nearer (likewise, below 0).",
-        "arXiv 2502.02671, section 5",
+        DIVERSITY,
         QUALITATIVE,
         _end("more_5", "offline"),
         below(0.0),
