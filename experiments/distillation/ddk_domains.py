@@ -206,7 +206,7 @@ def _round(
 ) -> Training:
     """The first round draws uniformly; the others by what the one before decided."""
     loss = functools.partial(DIVERGENCES[config.divergence], temperature=config.temperature)
-    models = (decoder.decoder(x) for x in (config.student, config.teacher))
+    student, teacher = decoder.decoder(config.student), decoder.decoder(config.teacher)
     part = token_divergence(lambda s, t, y: loss(s, t), config.gamma, hard=1.0)
     before = found[request.start]
     first = request.number == 0
@@ -214,14 +214,14 @@ def _round(
     def decided() -> np.ndarray:
         return np.array([before.values[f"domains/{name}_weight"] for name in NAMES])
 
-    def moved(student: np.ndarray) -> np.ndarray:
-        return ddk.updated_weights(decided(), student, _teacher_perplexities(found), alpha=alpha)
+    def moved(perplexities: np.ndarray) -> np.ndarray:
+        of_teacher = _teacher_perplexities(found)
+        return ddk.updated_weights(decided(), perplexities, of_teacher, alpha=alpha)
 
     length = config.learn.steps // config.rounds
     draws = _uniform if first else decided
-    training = _training(
-        config, config.student, distil(*models, {"kd": part}), config.learn, seed, draws
-    )
+    objective = distil(student, teacher, {"kd": part})
+    training = _training(config, config.student, objective, config.learn, seed, draws)
     return training._replace(
         weights=before.weights() if first else training.weights,
         start=None if first else before.weights(),
@@ -244,21 +244,24 @@ def _training(
     """A model from scratch on rows of the domains, by weights that are asked for when it runs."""
 
     @functools.cache
-    def source() -> sources.Source:
+    def source() -> tuple[sources.Mixture, np.ndarray]:
         parts = [
             sources.array_batches(
                 rows(domain.train), seed=seed, name=name, batch_size=learning.batch_size
             )
             for name, domain in _domains(config).items()
         ]
-        mixed = sources.mixture(parts, seed=seed, batch_size=learning.batch_size)
-        return functools.partial(mixed, weights=draws())
+        return sources.mixture(parts, seed=seed, batch_size=learning.batch_size), draws()
+
+    def batches(step: int, part: slice) -> sources.Batch:
+        mixed, drawn = source()
+        return mixed(step, part, drawn)
 
     of_source = {"source": jax.ShapeDtypeStruct((learning.batch_size,), np.int32)}
     return Training(
         step=make_train_step(objective, learning.optimizer()),
         weights=weights.from_init(decoder.decoder(model).init, jax.random.key(seed)),
-        batches=lambda step, rows: source()(step, rows),
+        batches=batches,
         batch=shapes.text(learning.batch_size, config.text.length) | of_source,
         batch_size=learning.batch_size,
         steps=learning.steps,

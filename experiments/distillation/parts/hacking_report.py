@@ -185,7 +185,7 @@ MEASURES = {"golden": "KL(oracle || student)", "proxy": "KL(teacher || student)"
 def _plots(curves: Mapping[Name, Any], teacher: float, folder: Path) -> dict[str, Path]:
     made = {}
     for group, names in GROUPS.items():
-        chosen = {name: curves[name] for name in names if name in curves}
+        chosen: dict[Name, Any] = {name: curves[name] for name in names if name in curves}
         if not chosen:
             continue
         for measure, said in MEASURES.items():
