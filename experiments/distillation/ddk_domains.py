@@ -26,6 +26,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from experiments.distillation.common import runs
 from experiments.distillation.common.config import SMALL
 from experiments.distillation.common.learning import Learning
 from experiments.distillation.common.text import Text, rows
@@ -42,7 +43,6 @@ from kd_jax.models.config import DecoderConfig
 from kd_jax.objectives.distil import distil, token_divergence
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
-from kd_jax.steps import make_train_step
 from kd_jax.types import Objective
 
 CLAIMS = ddk_report.CLAIMS
@@ -258,16 +258,9 @@ def _training(
         return mixed(step, part, drawn)
 
     of_source = {"source": jax.ShapeDtypeStruct((learning.batch_size,), np.int32)}
-    return Training(
-        step=make_train_step(objective, learning.optimizer()),
-        weights=weights.from_init(decoder.decoder(model).init, jax.random.key(seed)),
-        batches=batches,
-        batch=shapes.text(learning.batch_size, config.text.length) | of_source,
-        batch_size=learning.batch_size,
-        steps=learning.steps,
-        rules=decoder.rules(model),
-        seed=seed,
-    )
+    batch = shapes.text(learning.batch_size, config.text.length) | of_source
+    made = runs.training(config, model, objective, learning, seed)
+    return made._replace(batches=batches, batch=batch)
 
 
 def _evaluation(

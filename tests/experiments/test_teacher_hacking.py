@@ -14,7 +14,6 @@ from experiments.distillation.common.text import rows
 from experiments.distillation.parts import (
     hacking_measures,
     hacking_report,
-    hacking_rollouts,
     oracle,
 )
 from experiments.distillation.parts.hacking_report import ARMS, MARGIN, onset, rise
@@ -24,9 +23,7 @@ from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.mesh import make_mesh
 from kd_jax.launch.stages import materialise
 from kd_jax.models import decoder
-from kd_jax.objectives.combinators import frozen_weights, own_weights
 from kd_jax.steps import make_eval_step
-from kd_jax.types import TrainState
 
 SMOKE = PRESETS["smoke"]
 PROMPT = oracle.PROMPT
@@ -116,57 +113,6 @@ CONFIG = dataclasses.replace(SMOKE.student, width=8, head_dim=8, heads=1, kv_hea
 OURS, THEIRS = (
     jax.tree.map(lambda x: 5 * x, decoder.decoder(CONFIG).init(jax.random.key(i))) for i in (0, 1)
 )
-
-
-@pytest.fixture(scope="module")
-def batch():
-    drawn = np.random.default_rng(0).integers(0, CONFIG.vocab, (6, 9)).astype(np.int32)
-    return jax.tree.map(jnp.asarray, rows(drawn, given=PROMPT))
-
-
-def test_prompts_stay_and_the_rest_is_drawn(batch):
-    def draw(params, key, temperature=1.0):
-        return hacking_rollouts.sampled(
-            CONFIG, batch, params, key, prompt=PROMPT, temperature=temperature
-        )
-
-    key = jax.random.key(0)
-    found = draw(OURS, key)
-    assert found.keys() == batch.keys()
-    for name in ("weights", "index"):
-        np.testing.assert_array_equal(found[name], batch[name])
-    np.testing.assert_array_equal(found["inputs"][:, :PROMPT], batch["inputs"][:, :PROMPT])
-    # The first weighed target is the first symbol drawn.
-    np.testing.assert_array_equal(found["inputs"][:, 1:], found["targets"][:, :-1])
-    assert found["targets"].shape == batch["targets"].shape
-    changed_ = found["targets"] != batch["targets"]
-    assert not changed_[:, : PROMPT - 1].any() and changed_[:, PROMPT - 1 :].mean() > 0.5
-    np.testing.assert_array_equal(draw(OURS, key)["targets"], found["targets"])
-    assert (draw(OURS, jax.random.key(1))["targets"] != found["targets"]).any()
-    # Nearly without chance: what the model at hand finds likeliest.
-    cold = draw(OURS, key, 1e-4)
-    logits = decoder.decoder(CONFIG).apply(OURS, cold).head.logits()
-    likeliest = jnp.argmax(logits, -1)[:, PROMPT - 1 :]
-    assert (likeliest == cold["targets"][:, PROMPT - 1 :]).mean() > 0.95
-    with pytest.raises(ValueError, match="prompt: got 9, takes 1 to the 8"):
-        hacking_rollouts.sampled(CONFIG, batch, OURS, key, prompt=9, temperature=1.0)
-
-
-def test_fresh_responses_are_of_the_model_that_is_named_and_new_in_every_step(batch):
-    def prepared(policy, step, params=OURS):
-        state = TrainState(jnp.int32(step), {"model": params}, {}, {}, jax.random.key(5))
-        prepare = hacking_rollouts.fresh(CONFIG, policy, prompt=PROMPT)
-        return np.asarray(prepare(state, {"teacher": THEIRS}, batch)["targets"])
-
-    of_student, of_teacher = own_weights, frozen_weights("teacher")
-    first = prepared(of_student, 0)
-    assert (first != prepared(of_student, 1)).any()
-    np.testing.assert_array_equal(first, prepared(of_student, 0))
-    # The teacher's do not depend on the student, and are those of a student with its weights.
-    ours = prepared(of_teacher, 0)
-    np.testing.assert_array_equal(ours, prepared(of_teacher, 0, params=THEIRS))
-    np.testing.assert_array_equal(ours, prepared(of_student, 0, params=THEIRS))
-    assert (ours != first).any()
 
 
 def test_golden_is_measured_on_what_the_oracle_says_and_proxy_on_what_the_teacher_says():

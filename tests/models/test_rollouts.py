@@ -9,6 +9,9 @@ import pytest
 from support.generating import CONFIG, init
 
 from kd_jax.models import rollouts, sampler
+from kd_jax.objectives.combinators import frozen_weights, own_weights
+from kd_jax.objectives.on_policy import on_policy
+from kd_jax.types import TrainState
 
 PARAMS = init(1.0)
 KEY = jax.random.key(3)
@@ -94,3 +97,23 @@ def test_packed_rows_are_refused():
     packed = batch() | {"segments": jnp.ones((B, T), jnp.int32)}
     with pytest.raises(ValueError, match="batch: got segments, takes rows of one prompt"):
         rollouts.continued(CONFIG, PARAMS, packed, KEY, max_new=2)
+
+
+def test_fresh_answers_are_of_the_model_that_is_named_and_new_in_every_step():
+    theirs = init(2.0)
+
+    def prepared(policy, step, params=PARAMS):
+        state = TrainState(jnp.int32(step), {"model": params}, {}, {}, jax.random.key(5))
+        answers = functools.partial(rollouts.continued, CONFIG, max_new=4, temperature=3.0)
+        prepare = jax.jit(on_policy(answers, share=1.0, policy=policy))
+        return np.asarray(prepare(state, {"teacher": theirs}, batch())["targets"])
+
+    first = prepared(own_weights, 0)
+    assert (first != prepared(own_weights, 1)).any()
+    np.testing.assert_array_equal(first, prepared(own_weights, 0))
+    # The teacher's do not depend on the student, and are those of a student with its weights.
+    of_teacher = frozen_weights("teacher")
+    ours = prepared(of_teacher, 0)
+    np.testing.assert_array_equal(ours, prepared(of_teacher, 0, params=theirs))
+    np.testing.assert_array_equal(ours, prepared(own_weights, 0, params=theirs))
+    assert (ours != first).any()

@@ -12,17 +12,18 @@ import numpy as np
 
 from experiments.distillation.common.learning import Learning
 from experiments.distillation.common.text import rows
-from experiments.distillation.parts import hacking_measures, hacking_rollouts, oracle
+from experiments.distillation.parts import hacking_measures, oracle
 from experiments.distillation.parts.hacking_report import ARMS, MOST, Name
 from kd_jax.data import shapes, sources
 from kd_jax.launch import generation, weights
 from kd_jax.launch.mesh import make_mesh
 from kd_jax.launch.stages import REPLICATED, Compute, Training, materialise, shapes_on
 from kd_jax.losses.divergences import forward_kl
-from kd_jax.models import decoder
+from kd_jax.models import decoder, rollouts
 from kd_jax.models.config import DecoderConfig
-from kd_jax.objectives.combinators import frozen_weights, own_weights
+from kd_jax.objectives.combinators import frozen_weights
 from kd_jax.objectives.distil import distil, token_divergence
+from kd_jax.objectives.on_policy import on_policy
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
 from kd_jax.steps import make_train_step
@@ -103,12 +104,14 @@ def student(config: Any, name: Name, seed: int, found: Mapping[str, Any]) -> Tra
     def held() -> hacking_measures.Held:
         return hacking_measures.Held(_of_oracle(config, seed), said.rows["held_out"])
 
+    answers = {"max_new": config.length + 1 - oracle.PROMPT}
     prepare = None
     if arm.fresh == "teacher":
-        policy = frozen_weights("teacher")
-        prepare = hacking_rollouts.fresh(config.teacher, policy, prompt=oracle.PROMPT)
+        write = functools.partial(rollouts.continued, config.teacher, **answers)
+        prepare = on_policy(write, share=1.0, policy=frozen_weights("teacher"))
     elif arm.fresh == "student":
-        prepare = hacking_rollouts.fresh(config.student, own_weights, prompt=oracle.PROMPT)
+        write = functools.partial(rollouts.continued, config.student, **answers)
+        prepare = on_policy(write, share=1.0)
     part = token_divergence(lambda s, t, y: forward_kl(s, t))
     ours, theirs = (decoder.decoder(model) for model in models)
     objective = distil(ours, theirs, {"kl": part})
