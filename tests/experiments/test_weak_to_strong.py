@@ -180,7 +180,7 @@ def _measured(coefficients):
 
 def test_its_own_fields_are_read_and_what_is_learnt_from(tmp_path):
     """Stages are built from shapes; their batches are of the text that their name says."""
-    for cached in (text_lib.load, text_lib.halves, styles.general):
+    for cached in (text_lib.load, text_lib.read, styles.general):
         cached.cache_clear()
     styles._bare_corpus.cache_clear()
     styles._sums_corpus.cache_clear()
