@@ -1,9 +1,11 @@
 """On-policy distillation: a student that learns on what it writes itself.
 
 Papers: GKD (arXiv 2306.13649) and DistiLLM (arXiv 2402.03898). A character language model learns a
-text. Students learn from it by reverse KL and by forward KL, on rows of the text, on beginnings of
-rows that the student itself goes on from, and on a mixture of both; and by skew KL with DistiLLM's
-schedule, which keeps what the student wrote in a ring.
+text, and so does a smaller one, the student. Then the student learns from the larger by reverse KL
+and by forward KL, on rows of the text, on beginnings of rows that the student itself goes on from,
+and on a mixture of both; and by skew KL with DistiLLM's schedule, which keeps what the student
+wrote in a ring. Its threshold begins at `threshold`: from the paper's 0 it rises only when the loss
+does, which it never did here, and then all is data.
 
 Measured are both KL divergences between student and teacher, on held-out text and on what the
 student itself goes on to write, which is what it is used for.
@@ -28,12 +30,16 @@ from experiments.distillation.common.config import SMALL, STUDENT, TEACHER, Comm
 from experiments.distillation.common.learning import Learning
 from kd_jax.launch import run, weights
 from kd_jax.launch.claims import Claim, Results, above
+from kd_jax.launch.config import identity
 from kd_jax.launch.stages import Stage, Training
 from kd_jax.losses import divergences
 from kd_jax.models import decoder, rollouts
 from kd_jax.objectives.distil import TokenLoss, distil, token_divergence
 from kd_jax.objectives.on_policy import Write, on_policy
 from kd_jax.objectives.replay import adaptive_off_policy, off_policy
+from kd_jax.objectives.supervise import supervise
+from kd_jax.objectives.terms import next_token_nll
+from kd_jax.types import Objective
 
 
 class Arm(NamedTuple):
@@ -79,7 +85,11 @@ class Config(Common):
     capacity: int = 1000
     """Rows that DistiLLM's ring holds."""
     validate: int = 50
-    """Steps between two validations of DistiLLM's schedule."""
+    """Steps between two validations of DistiLLM's schedule, on rows of the held-out text."""
+    threshold: float = 0.5
+    """The first threshold of DistiLLM's schedule: how often the student's own text is used."""
+    begin: Learning
+    """How a student learns the text before."""
 
 
 PRESETS = {
@@ -88,7 +98,8 @@ PRESETS = {
         teacher=SMALL,
         student=dataclasses.replace(SMALL, width=16, mlp=32),
         learn_teacher=Learning(rate=1e-2, steps=60),
-        learn=Learning(rate=1e-2, steps=30),
+        begin=Learning(rate=1e-2, steps=30),
+        learn=Learning(rate=3e-3, steps=20),
         methods=("forward_mixed", "distillm"),
         seeds=1,
         evaluations=1,
@@ -102,7 +113,8 @@ PRESETS = {
         teacher=TEACHER,
         student=STUDENT,
         learn_teacher=Learning(rate=3e-3, steps=2000, batch_size=64),
-        learn=Learning(rate=3e-3, steps=600, batch_size=32),
+        begin=Learning(rate=3e-3, steps=1000),
+        learn=Learning(rate=1e-3, steps=600),
         seed=10,
     ),
 }
@@ -142,17 +154,28 @@ CLAIMS = (
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    return (runs.teacher(config),) + tuple(
-        Stage(
-            f"{name}_{seed}",
-            functools.partial(_student, config, name, seed),
-            ("teacher",),
-            runs.student_depends(config, seed)
-            | {"method": name, "schedule": [config.capacity, config.validate]},
-        )
-        for seed in config.repetitions
-        for name in config.methods
-    )
+    found = [runs.teacher(config)]
+    for seed in config.repetitions:
+        shared = runs.student_depends(config, seed) | {"begin": identity(config.begin)}
+        text = {"text": identity(config.text)}
+        start = f"start_{seed}"
+        found.append(Stage(start, functools.partial(_start, config, seed), (), shared | text))
+        schedule = [config.capacity, config.validate, config.threshold]
+        found += [
+            Stage(
+                f"{name}_{seed}",
+                functools.partial(_student, config, name, seed),
+                ("teacher", start),
+                shared | {"method": name, "schedule": schedule},
+            )
+            for name in config.methods
+        ]
+    return tuple(found)
+
+
+def _start(config: Config, seed: int, found: Mapping[str, Any]) -> Training:
+    objective = supervise(decoder.decoder(config.student), {"nll": next_token_nll})
+    return runs.training(config, config.student, objective, config.begin, seed)
 
 
 def _student(config: Config, name: str, seed: int, found: Mapping[str, Any]) -> Training:
@@ -162,14 +185,23 @@ def _student(config: Config, name: str, seed: int, found: Mapping[str, Any]) -> 
     write: Write = functools.partial(
         rollouts.continued, config.student, max_new=config.text.length + 1 - config.prompt
     )
-    begun = functools.partial(
-        runs.student, config, seed=seed, found=found, rows=functools.partial(_rows, config)
-    )
+
+    def begun(objective: Objective) -> Training:
+        rows = functools.partial(_rows, config)
+        start = found[f"start_{seed}"].weights()
+        return runs.student(config, objective, seed, found, rows)._replace(weights=start)
+
     if arm.share is not None:
         prepare = on_policy(write, share=arm.share) if arm.share else None
         return begun(objective)._replace(prepare=prepare)
-    replayed = adaptive_off_policy(objective, every=config.validate, capacity=config.capacity)
-    training = begun(replayed)
+    training = begun(
+        adaptive_off_policy(
+            objective,
+            every=config.validate,
+            capacity=config.capacity,
+            start=config.threshold,
+        )
+    )
     held = text_lib.load(config.text).held_out[: config.learn.batch_size]
     validation = weights.from_arrays(text_lib.rows(held, given=config.prompt))
     return training._replace(

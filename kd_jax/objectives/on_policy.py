@@ -15,6 +15,9 @@ from kd_jax.types import Batch, Frozen, Policy, PyTree, TrainState
 Write = Callable[[PyTree, Batch, jax.Array], Batch]
 Prepare = Callable[[TrainState, Frozen, Batch], Batch]
 
+# The step folds its number into the state's key; no step has this one.
+_DRAWS = 2**32 - 1
+
 
 def on_policy(write: Write, *, share: float, policy: Policy = own_weights) -> Prepare:
     """With probability `share` a batch's answers are the student's own, else the data's.
@@ -38,6 +41,6 @@ def on_policy(write: Write, *, share: float, policy: Policy = own_weights) -> Pr
 
 def draw_keys(state: TrainState) -> tuple[jax.Array, jax.Array]:
     """Two keys of a draw, apart from those that the step itself takes from the same state."""
-    at_step = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-    first, second = jax.random.split(at_step)
+    of_draws = jax.random.fold_in(state.key, _DRAWS)
+    first, second = jax.random.split(jax.random.fold_in(of_draws, state.step))
     return first, second

@@ -11,7 +11,7 @@ from support.objective_laws import FROZEN, KEY, MODEL, PARAMS
 from kd_jax.losses.divergences import forward_kl
 from kd_jax.objectives import replay
 from kd_jax.objectives.distil import distil, token_divergence
-from kd_jax.objectives.on_policy import on_policy
+from kd_jax.objectives.on_policy import draw_keys, on_policy
 from kd_jax.objectives.replay import DATA, REPLAY, SAMPLE, adaptive_off_policy, off_policy
 from kd_jax.steps import make_eval_step, make_train_step
 
@@ -155,3 +155,20 @@ def test_a_share_of_batches_is_the_students_own(share, low, high):
 def test_a_share_outside_of_0_to_1_is_refused():
     with pytest.raises(ValueError, match=r"share: got 1.5, takes a number in \[0, 1\]"):
         on_policy(write, share=1.5)
+
+
+def test_the_keys_of_a_draw_are_not_those_of_the_step():
+    state = make_train_step(INNER, optax.sgd(0.1)).init(KEY, PARAMS, FROZEN, text_batch(ROWS))
+
+    def data(keys):
+        return {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
+
+    found: set[tuple[int, ...]] = set()
+    for i in range(3):
+        at = state._replace(step=jnp.int32(i))
+        drawn = data(draw_keys(at))
+        own = jax.random.fold_in(at.key, i)
+        of_step = [own, *jax.random.split(own, 3)]
+        of_step += [part for key in of_step for part in jax.random.split(key, 4)]
+        assert len(drawn) == 2 and not drawn & (data(of_step) | found)
+        found |= drawn
