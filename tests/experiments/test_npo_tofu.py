@@ -18,7 +18,7 @@ from experiments.unlearning import npo_tofu
 from experiments.unlearning.common import lm
 from experiments.unlearning.common.methods import METHODS as ALL
 from experiments.unlearning.parts import tofu_report
-from kd_jax.launch import cli
+from kd_jax.launch import cli, language
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Results
 from kd_jax.launch.config import identity
@@ -34,7 +34,7 @@ METHODS = SMOKE.methods
 @pytest.fixture(autouse=True)
 def no_files(tmp_path, monkeypatch):
     """Whether the model was fetched on this machine makes no difference."""
-    monkeypatch.setattr(lm.fetch, "smollm2_path", lambda: tmp_path / "absent.gguf")
+    monkeypatch.setattr(language.fetch, "smollm2_path", lambda: tmp_path / "absent.gguf")
 
 
 @pytest.mark.parametrize("preset", npo_tofu.PRESETS)
