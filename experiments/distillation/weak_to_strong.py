@@ -32,7 +32,6 @@ from experiments.distillation.common.learning import Learning
 from experiments.distillation.common.text import Text
 from experiments.distillation.parts import fused, styles, weak_to_strong_report
 from experiments.distillation.parts.styles import STYLES
-from kd_jax.data import sources
 from kd_jax.launch import run
 from kd_jax.launch.claims import Results
 from kd_jax.launch.config import Settings, check_positive, identity
@@ -119,7 +118,7 @@ PRESETS = {
         text=Text(shakespeare=True, length=64, held_out=512),
         big=TEACHER,
         small=SMALL,
-        learn=Learning(rate=4e-3, steps=1500),
+        learn=Learning(rate=4e-3, steps=1200),
         tune=Learning(rate=1e-3, steps=200),
         seed=10,  # sizes and rates were chosen on seeds from 0
     ),
@@ -142,16 +141,7 @@ def _training(config: Config, size: str, learning: Learning, seed: int, rows: An
     """rows() -> tokens [N, T + 1] to learn from."""
     model: DecoderConfig = getattr(config, size)
     objective = supervise(decoder.decoder(model), {"nll": next_token_nll})
-
-    @functools.cache
-    def source() -> sources.Source:
-        return sources.array_batches(
-            text_lib.rows(rows()), seed=seed, name="text", batch_size=learning.batch_size
-        )
-
-    return runs.training(config, model, objective, learning, seed)._replace(
-        batches=lambda step, rows: source()(step, rows)
-    )
+    return runs.training(config, model, objective, learning, seed, lambda: text_lib.rows(rows()))
 
 
 def _general(config: Config, size: str, seed: int) -> Stage:
