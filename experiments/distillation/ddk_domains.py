@@ -35,7 +35,7 @@ from kd_jax.data import domains as ddk
 from kd_jax.data import shapes, sources
 from kd_jax.launch import requests, rounds, run, weights
 from kd_jax.launch.claims import Results
-from kd_jax.launch.config import Settings, check_positive
+from kd_jax.launch.config import Settings, check_positive, identity
 from kd_jax.launch.stages import Evaluation, Stage, Training
 from kd_jax.losses.divergences import forward_kl, reverse_kl
 from kd_jax.models import decoder
@@ -139,14 +139,13 @@ PRESETS = {
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    plain = dataclasses.asdict
-    data = {"text": plain(config.text), "rows": config.rows, "score_batch": config.score_batch}
-    teacher = {"teacher": plain(config.teacher), "learn": plain(config.learn_teacher)}
+    data = {"text": identity(config.text), "rows": config.rows, "score_batch": config.score_batch}
+    teacher = {"teacher": identity(config.teacher), "learn": identity(config.learn_teacher)}
     found = [
         Stage("teacher", lambda _: _teacher(config), (), data | teacher | {"seed": config.seed})
     ]
     for seed in config.repetitions:
-        start = data | {"student": plain(config.student), "learn": plain(config.learn_start)}
+        start = data | {"student": identity(config.student), "learn": identity(config.learn_start)}
         found.append(
             Stage(
                 f"start_{seed}",
@@ -164,7 +163,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
 def _rounds(config: Config, arm: str, seed: int, request: requests.Request) -> tuple[Stage, ...]:
     depends = {
-        "learn": dataclasses.asdict(config.learn),
+        "learn": identity(config.learn),
         "rounds": config.rounds,
         "alpha": config.arms[arm],
         "loss": [config.gamma, config.temperature, config.divergence],

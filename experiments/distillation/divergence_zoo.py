@@ -31,6 +31,7 @@ from experiments.distillation.common.text import Text
 from experiments.distillation.parts import zoo_report
 from kd_jax.launch import run
 from kd_jax.launch.claims import Results
+from kd_jax.launch.config import check_distinct
 from kd_jax.launch.stages import Stage, Training
 from kd_jax.models import decoder
 
@@ -44,9 +45,7 @@ class Config(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            said = " ".join(self.methods) or "none"
-            raise ValueError(f"methods: got {said}, takes each once, at least one")
+        check_distinct(self, "methods")
 
 
 PRESETS = {

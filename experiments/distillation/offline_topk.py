@@ -31,7 +31,7 @@ from experiments.distillation.parts.offline_stages import RuleName
 from kd_jax.data.top_k_records import Layout
 from kd_jax.launch import run
 from kd_jax.launch.claims import Results
-from kd_jax.launch.config import check_positive
+from kd_jax.launch.config import check_distinct, check_positive
 from kd_jax.launch.stages import Stage
 
 CLAIMS = offline_report.CLAIMS
@@ -44,17 +44,14 @@ class Config(Common):
     rules: tuple[RuleName, ...] = get_args(RuleName)
     """What is done with the rest."""
     bits: int = 8
-    """Of a stored probability: 8 or 16."""
+    """Of a stored probability: 4 to 16."""
     samples: int = 3072
     """Rows that the teacher writes for students of its text."""
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(self, "samples")
-        for name, values in (("kept", self.kept), ("rules", self.rules)):
-            if not values or len(set(values)) < len(values):
-                said = " ".join(map(str, values)) or "none"
-                raise ValueError(f"{name}: got {said}, takes each once, at least one")
+        check_distinct(self, "kept", "rules")
         for k in self.kept:
             Layout(k, self.teacher.vocab, self.bits).checked()
 

@@ -26,13 +26,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from experiments.distillation.common import reporting, runs
 from experiments.distillation.common import text as text_lib
+from experiments.distillation.common.arms import LOSSES
 from experiments.distillation.common.config import SMALL, STUDENT, TEACHER, Common
 from experiments.distillation.common.learning import Learning
 from kd_jax.launch import run, weights
 from kd_jax.launch.claims import Claim, Results, above
-from kd_jax.launch.config import identity
+from kd_jax.launch.config import check_distinct, check_positive, identity
 from kd_jax.launch.stages import Stage, Training
-from kd_jax.losses import divergences
 from kd_jax.models import decoder, rollouts
 from kd_jax.objectives.distil import TokenLoss, distil, token_divergence
 from kd_jax.objectives.on_policy import Write, on_policy
@@ -50,27 +50,15 @@ class Arm(NamedTuple):
     share: float | None
 
 
-def _forward(s: Any, t: Any, y: Any) -> Any:
-    return divergences.forward_kl(s, t)
-
-
-def _reverse(s: Any, t: Any, y: Any) -> Any:
-    return divergences.reverse_kl(s, t)
-
-
-def _skew(s: Any, t: Any, y: Any) -> Any:
-    return divergences.skew_forward_kl(s, t, alpha=0.1)
-
-
 ARMS = {
-    "forward_data": Arm("forward KL, data", _forward, 0.0),
-    "forward_mixed": Arm("forward KL, half own", _forward, 0.5),
-    "forward_own": Arm("forward KL, own text", _forward, 1.0),
-    "reverse_data": Arm("reverse KL, data", _reverse, 0.0),
-    "reverse_mixed": Arm("reverse KL, half own", _reverse, 0.5),
-    "reverse_own": Arm("reverse KL, own text", _reverse, 1.0),
-    "skew_data": Arm("skew KL, data", _skew, 0.0),
-    "distillm": Arm("skew KL, adaptive", _skew, None),
+    "forward_data": Arm("forward KL, data", LOSSES["forward"], 0.0),
+    "forward_mixed": Arm("forward KL, half own", LOSSES["forward"], 0.5),
+    "forward_own": Arm("forward KL, own text", LOSSES["forward"], 1.0),
+    "reverse_data": Arm("reverse KL, data", LOSSES["reverse"], 0.0),
+    "reverse_mixed": Arm("reverse KL, half own", LOSSES["reverse"], 0.5),
+    "reverse_own": Arm("reverse KL, own text", LOSSES["reverse"], 1.0),
+    "skew_data": Arm("skew KL, data", LOSSES["skew"], 0.0),
+    "distillm": Arm("skew KL, adaptive", LOSSES["skew"], None),
 }
 Name = Literal[
     "forward_data", "forward_mixed", "forward_own", "reverse_data", "reverse_mixed", "reverse_own",
@@ -90,6 +78,13 @@ class Config(Common):
     """The first threshold of DistiLLM's schedule: how often the student's own text is used."""
     begin: Learning
     """How a student learns the text before."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "capacity", "validate")
+        check_distinct(self, "methods")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold: got {self.threshold}, takes a number in [0, 1]")
 
 
 PRESETS = {

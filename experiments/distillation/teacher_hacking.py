@@ -31,7 +31,7 @@ from experiments.distillation.parts import hacking_report, hacking_stages, oracl
 from experiments.distillation.parts.hacking_report import ARMS, Name
 from kd_jax.launch import run
 from kd_jax.launch.claims import Results
-from kd_jax.launch.config import Settings, check_positive
+from kd_jax.launch.config import Settings, check_distinct, check_positive, identity
 from kd_jax.launch.stages import Stage
 from kd_jax.models.config import DecoderConfig
 
@@ -86,9 +86,7 @@ class Config(Settings):
                 raise ValueError(
                     f"{name}.vocab: got {getattr(self, name).vocab}, takes {SYMBOLS}, the symbols"
                 )
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            said = " ".join(self.methods) or "none"
-            raise ValueError(f"methods: got {said}, takes each once, at least one")
+        check_distinct(self, "methods")
 
     @property
     def repetitions(self) -> range:
@@ -124,25 +122,24 @@ PRESETS = {
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    plain = dataclasses.asdict
     found: list[Stage] = []
     for seed in config.repetitions:
         data = {"oracle": [config.sharpness, config.length, config.held_out], "seed": seed}
-        teacher = {"rows": config.teacher_rows, "model": plain(config.teacher)}
-        start = {"rows": config.student_rows, "model": plain(config.student)}
+        teacher = {"rows": config.teacher_rows, "model": identity(config.teacher)}
+        start = {"rows": config.student_rows, "model": identity(config.student)}
         measured = {"evaluations": config.evaluations, "score_batch": config.score_batch}
         found += [
             Stage(
                 f"teacher_{seed}",
                 functools.partial(hacking_stages.teacher, config, seed),
                 (),
-                data | teacher | {"learn": plain(config.learn_teacher)},
+                data | teacher | {"learn": identity(config.learn_teacher)},
             ),
             Stage(
                 f"start_{seed}",
                 functools.partial(hacking_stages.start, config, seed),
                 (),
-                data | start | {"learn": plain(config.learn_start)},
+                data | start | {"learn": identity(config.learn_start)},
             ),
             Stage(
                 f"responses_{seed}",
@@ -156,7 +153,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
                 f"{name}_{seed}",
                 functools.partial(hacking_stages.student, config, name, seed),
                 (f"teacher_{seed}", f"start_{seed}", f"responses_{seed}"),
-                data | measured | {"method": name, "learn": plain(config.learn)},
+                data | measured | {"method": name, "learn": identity(config.learn)},
             )
             for name in config.methods
         ]

@@ -33,6 +33,7 @@ from experiments.unlearning.common.methods import METHODS as ALL
 from experiments.unlearning.common.methods import Method, Setting
 from experiments.unlearning.parts import flat_report
 from kd_jax.launch import run
+from kd_jax.launch.config import check_distinct
 from kd_jax.launch.stages import Stage
 from kd_jax.losses import f_divergences
 from kd_jax.losses.f_divergences import FDivergence
@@ -72,9 +73,7 @@ class Config(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(set(self.methods)) < len(self.methods) or not self.methods:
-            said = " ".join(self.methods) or "none"
-            raise ValueError(f"methods: got {said}, takes each once, at least one")
+        check_distinct(self, "methods")
         if not self.drops or not all(0 < drop < 1 for drop in self.drops):
             said = " ".join(map(str, self.drops)) or "none"
             raise ValueError(f"drops: got {said}, takes numbers between 0 and 1")

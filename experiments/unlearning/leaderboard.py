@@ -32,7 +32,7 @@ from experiments.unlearning.common.learning import Learning
 from experiments.unlearning.common.methods import METHODS, Name
 from experiments.unlearning.parts import leaderboard_report
 from kd_jax.launch import run
-from kd_jax.launch.config import check_positive
+from kd_jax.launch.config import check_distinct, check_positive
 from kd_jax.launch.stages import Stage
 
 CLAIMS = leaderboard_report.CLAIMS
@@ -48,11 +48,7 @@ class Config(Common):
     def __post_init__(self):
         super().__post_init__()
         check_positive(self, "rates")
-        for name in ("methods", "rates"):
-            given = getattr(self, name)
-            if not given or len(set(given)) < len(given):
-                said = " ".join(map(str, given)) or "none"
-                raise ValueError(f"{name}: got {said}, takes each once, at least one")
+        check_distinct(self, "methods", "rates")
 
 
 PRESETS = {

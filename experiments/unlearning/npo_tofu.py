@@ -32,6 +32,7 @@ from experiments.unlearning.common.learning import Learning
 from experiments.unlearning.common.methods import METHODS, Name
 from experiments.unlearning.parts import tofu_report
 from kd_jax.launch import run
+from kd_jax.launch.config import check_distinct
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import Stage
 from kd_jax.models import sizes
@@ -46,10 +47,7 @@ class Config(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(set(self.methods)) < len(self.methods) or not self.methods:
-            raise ValueError(
-                f"methods: got {' '.join(self.methods)}, takes each once, at least one"
-            )
+        check_distinct(self, "methods")
 
 
 PRESETS = {

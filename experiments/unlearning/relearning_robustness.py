@@ -34,6 +34,7 @@ from kd_jax.data import sources
 from kd_jax.evaluation.quantisation import round_to_nearest
 from kd_jax.launch import run
 from kd_jax.launch.claims import Results
+from kd_jax.launch.config import check_distinct
 from kd_jax.launch.mesh import make_mesh
 from kd_jax.launch.stages import Compute, Program, Stage, Training, materialise, shapes_on
 from kd_jax.models import decoder
@@ -54,11 +55,9 @@ class Config(Compared):
 
     def __post_init__(self):
         super().__post_init__()
-        said = " ".join(map(str, self.bits)) or "none"
-        if not self.bits or len(set(self.bits)) < len(self.bits):
-            raise ValueError(f"bits: got {said}, takes each once, at least one")
+        check_distinct(self, "bits")
         if any(not 2 <= bits <= 16 for bits in self.bits):
-            raise ValueError(f"bits: got {said}, takes 2 to 16")
+            raise ValueError(f"bits: got {' '.join(map(str, self.bits))}, takes 2 to 16")
         count = qa.sizes(self.data)[0]
         if not 0 < round(self.known * count) < count:
             raise ValueError(

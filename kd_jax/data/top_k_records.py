@@ -102,7 +102,6 @@ def decode(layout: Layout, record: bytes, *, length: int) -> Known:
 
     ValueError for bytes that are no record of this layout.
     """
-    count = -1
     try:
         planes = _planes(record)
         mask, tail, gaps, codes = (_joined(planes, width) for width in _widths(layout))

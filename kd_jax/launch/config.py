@@ -33,6 +33,15 @@ def check_positive(config: Any, *names: str) -> None:
             raise ValueError(f"{name}: got {value}, takes positive numbers only")
 
 
+def check_distinct(config: Any, *names: str) -> None:
+    """ValueError for the first of these fields that is empty, or has an entry twice."""
+    for name in names:
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            said = " ".join(map(str, values)) or "none"
+            raise ValueError(f"{name}: got {said}, takes each once, at least one")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a run is carried out; an experiment's Config extends it."""

@@ -49,6 +49,7 @@ def test_what_a_stage_depends_on():
         ({"weak": 0.2}, every - {"teacher"}),
         ({"student": SMOKE.teacher}, every - {"teacher"}),
         ({"rows": 100}, every),
+        ({"text": dataclasses.replace(SMOKE.text, folder="elsewhere")}, set()),
         ({"learn_teacher": SMOKE.learn}, every),
     ):
         found = changed(ddk_domains, SMOKE, dataclasses.replace(SMOKE, **change))

@@ -54,6 +54,8 @@ def test_every_loss_has_a_name_and_the_zoo_has_all():
         (divergence_zoo, ("--methods", "taid", "taid"), "methods: got taid taid, takes each once"),
         (divergence_zoo, ("--prompt", "40"), "prompt: got 40, takes up to text.length, 32"),
         (on_policy, ("--methods", "own"), "own"),
+        (on_policy, ("--threshold", "2"), "threshold: got 2.0, takes a number in [0, 1]"),
+        (on_policy, ("--capacity", "0"), "capacity"),
         (taid_capacity_gap, ("--depths", "2", "1"), "depths: got 2 1, takes at least two"),
         (taid_capacity_gap, ("--seeds", "0"), "seeds"),
     ],

@@ -20,32 +20,43 @@ class Arm(NamedTuple):
     make: Callable[[Model, Model, int], Objective]
 
 
-def _by(label: str, loss: TokenLoss) -> Arm:
-    return Arm(label, lambda s, t, steps: distil(s, t, {"kd": token_divergence(loss)}))
-
-
 def _tail(s: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
     """The teacher's four likeliest characters and the rest as one."""
-    log_p, ids = jax.lax.top_k(jax.nn.log_softmax(t), 4)
-    return top_k.top_k_kl_with_tail(s, ids, log_p, top_k.log_tail(log_p))
+    known = top_k.likeliest(t, k=4)
+    return top_k.top_k_kl_with_tail(s, *known)
+
+
+LOSSES: dict[str, TokenLoss] = {
+    "forward": lambda s, t, y: divergences.forward_kl(s, t),
+    "reverse": lambda s, t, y: divergences.reverse_kl(s, t),
+    "jsd": lambda s, t, y: divergences.jensen_shannon(s, t, beta=0.5),
+    "skew": lambda s, t, y: divergences.skew_forward_kl(s, t, alpha=0.1),
+    "skew_reverse": lambda s, t, y: divergences.skew_reverse_kl(s, t, alpha=0.1),
+    "tvd": lambda s, t, y: divergences.total_variation(s, t),
+    "adaptive": lambda s, t, y: divergences.adaptive_kl(s, t),
+    "decoupled": lambda s, t, y: divergences.decoupled_kl(s, t, y, others=0.5),
+    "top_4": _tail,
+    "split_4": lambda s, t, y: top_k.top_k_split_kl(s, t, k=4),
+}
+
+
+def _by(label: str, loss: str) -> Arm:
+    part = token_divergence(LOSSES[loss])
+    return Arm(label, lambda s, t, steps: distil(s, t, {"kd": part}))
 
 
 ARMS = {
     "alone": Arm("text alone", lambda s, t, steps: supervise(s, {"nll": next_token_nll})),
-    "forward": _by("forward KL", lambda s, t, y: divergences.forward_kl(s, t)),
-    "reverse": _by("reverse KL", lambda s, t, y: divergences.reverse_kl(s, t)),
-    "jsd": _by("JSD 0.5", lambda s, t, y: divergences.jensen_shannon(s, t, beta=0.5)),
-    "skew": _by("skew KL 0.1", lambda s, t, y: divergences.skew_forward_kl(s, t, alpha=0.1)),
-    "skew_reverse": _by(
-        "skew reverse KL 0.1", lambda s, t, y: divergences.skew_reverse_kl(s, t, alpha=0.1)
-    ),
-    "tvd": _by("total variation", lambda s, t, y: divergences.total_variation(s, t)),
-    "adaptive": _by("adaptive KL", lambda s, t, y: divergences.adaptive_kl(s, t)),
-    "decoupled": _by(
-        "decoupled KD 0.5", lambda s, t, y: divergences.decoupled_kl(s, t, y, others=0.5)
-    ),
-    "top_4": _by("top 4 and the rest", _tail),
-    "split_4": _by("TopKLD 4 (inferred)", lambda s, t, y: top_k.top_k_split_kl(s, t, k=4)),
+    "forward": _by("forward KL", "forward"),
+    "reverse": _by("reverse KL", "reverse"),
+    "jsd": _by("JSD 0.5", "jsd"),
+    "skew": _by("skew KL 0.1", "skew"),
+    "skew_reverse": _by("skew reverse KL 0.1", "skew_reverse"),
+    "tvd": _by("total variation", "tvd"),
+    "adaptive": _by("adaptive KL", "adaptive"),
+    "decoupled": _by("decoupled KD 0.5", "decoupled"),
+    "top_4": _by("top 4 and the rest", "top_4"),
+    "split_4": _by("TopKLD 4 (inferred)", "split_4"),
     "taid": Arm("TAID", lambda s, t, steps: taid(s, t, steps=steps)),
 }
 Name = Literal[

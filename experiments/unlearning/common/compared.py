@@ -5,7 +5,7 @@ from typing import Self
 
 from experiments.unlearning.common.config import Common
 from experiments.unlearning.common.methods import Name
-from kd_jax.launch.config import check_positive
+from kd_jax.launch.config import check_distinct, check_positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,7 @@ class Compared(Common):
     def __post_init__(self):
         super().__post_init__()
         check_positive(self, "simnpo_rate")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            said = " ".join(self.methods) or "none"
-            raise ValueError(f"methods: got {said}, takes each once, at least one")
+        check_distinct(self, "methods")
 
     def of(self, method: Name) -> Self:
         """The config with the method's learning rate."""
