@@ -81,7 +81,7 @@ def stage(
     layout: Layout,
     batch_size: int,
     mesh: MeshConfig,
-    chunk: int = 512,
+    chunk: int | None = None,
     needs: tuple[str, ...] = (),
     depends: Any = None,
 ) -> Stage:
@@ -90,7 +90,7 @@ def stage(
     model, weights(artefacts), rules: the teacher's, placed by rules; teacher(artefacts) -> its
     `precompute.model_hash`. data() -> a text batch of all rows [N, length], loaded when the stage
     runs; row i has the index i. tokenizer: `tokenizer_hash`. batch_size: rows scored at once, of
-    which the logits of `chunk` positions lie in memory. needs, depends: as of a Stage.
+    which the logits of a piece of `chunk` positions lie in memory. needs, depends: as of a Stage.
 
     Values of the artefact: tokens (weighed positions), bytes of the file, bytes_per_token.
     """

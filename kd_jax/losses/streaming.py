@@ -150,7 +150,7 @@ def over_vocabulary(
     what every piece sees whole; others: further heads [B, T, .] (a teacher's, a reference's),
     their logits in float32 beside the head's. rows, fixed and others get no gradient.
     row must be defined for all-zero rows, with which T is padded, and close over no traced value.
-    It may give a tuple of arrays [B, C].
+    It may give a tuple of arrays [B, C, ...].
     chunk: at most so many positions of T are multiplied out at a time; None: as many as make about
         128 MiB of logits on each device, and no fewer than 256 tokens.
     """

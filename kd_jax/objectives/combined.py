@@ -17,7 +17,7 @@ def combined_scores(
     models: Sequence[tuple[Model, Policy]],
     combine: Mapping[str, Combine],
     *,
-    chunk: int = 512,
+    chunk: int | None = None,
 ) -> Objective:
     """Rows {name: f32[B]} of a text batch and "tokens" f32[B], for evaluation steps.
 
@@ -26,9 +26,9 @@ def combined_scores(
     name is the sum over weighed tokens of log softmax(combine(...))_target, "tokens" is how many
     there are: the cross-entropy of a set is -sum(row) / sum(tokens).
 
-    One forward pass of each model, whatever number of combinations; of their logits, chunk
-    positions along T are in memory at once, f32 [B, chunk, V] for each model and what a combination
-    needs besides. Never trained on: no gradient.
+    One forward pass of each model, whatever number of combinations; of their logits, a piece along
+    T is in memory at once, for each model and what a combination needs besides. chunk: positions of
+    a piece, as in `losses.streaming.over_vocabulary`. Never trained on: no gradient.
     """
     if not models or not combine or "tokens" in combine:
         raise ValueError(

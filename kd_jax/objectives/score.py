@@ -58,12 +58,12 @@ def answer_statistics(model: Model, *, policy: Policy = own_weights, k: float = 
 
 
 def top_k_scores(
-    model: Model, k: int, *, policy: Policy = own_weights, chunk: int = 512
+    model: Model, k: int, *, policy: Policy = own_weights, chunk: int | None = None
 ) -> Objective:
     """Rows "ids" i32 [B, T, k], "log_probs" f32 [B, T, k] and "log_tail" f32 [B, T].
 
     Of every position the model's k likeliest next tokens (`losses.top_k.likeliest`), streamed over
-    positions: logits of `chunk` of them at a time. Never trained on.
+    positions in pieces of `chunk`, as in `losses.streaming.over_vocabulary`. Never trained on.
     """
     row = functools.partial(_likeliest_row, k)
 
