@@ -14,17 +14,19 @@ import jax
 import numpy as np
 
 from kd_jax import optim
-from kd_jax.data import arrays, pairs
+from kd_jax.data import pairs, sources
 from kd_jax.launch import rounds, run, weights
 from kd_jax.launch.claims import Results, Table
 from kd_jax.launch.config import Settings, not_identity
 from kd_jax.launch.evaluation import evaluate
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import Compute, Evaluation, Stage, Training, materialise, mesh_of
+from kd_jax.losses import _pieces
+from kd_jax.losses.divergences import reverse_kl
 from kd_jax.merging.ties import ties
-from kd_jax.models import decoder, mlp
+from kd_jax.models import decoder
 from kd_jax.objectives.combinators import add, on
-from kd_jax.objectives.distil import distil, labels, soft_labels
+from kd_jax.objectives.distil import distil, token_divergence
 from kd_jax.objectives.references import online
 from kd_jax.objectives.score import sequence_scores
 from kd_jax.objectives.supervise import supervise
@@ -37,8 +39,9 @@ DECODER = decoder.DecoderConfig(
     vocab=VOCAB, width=16, depth=1, heads=2, kv_heads=2, head_dim=8, mlp=32, remat=False
 )
 MODEL, RULES = decoder.decoder(DECODER), decoder.rules(DECODER)
-STUDENT = mlp.mlp(mlp.MLPConfig(inputs=16, widths=(8,), classes=4))
-TEACHER = mlp.mlp(mlp.MLPConfig(inputs=16, widths=(32,), classes=4))
+STUDENT_CONFIG = dataclasses.replace(DECODER, width=8, head_dim=4, mlp=16)
+STUDENT = decoder.decoder(STUDENT_CONFIG)
+_pieces._LOGITS, _pieces._TOKENS = 1, 4  # several pieces of the vocabulary's losses a device
 SCORE = make_eval_step(sequence_scores(MODEL))
 
 
@@ -60,17 +63,6 @@ def _text(count: int, seed: int) -> dict[str, np.ndarray]:
     return {"inputs": drawn[:, :-1], "targets": drawn[:, 1:], "weights": scored, "index": index}
 
 
-def _images(step: int, rows: slice) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(step)
-    whole = {
-        "inputs": rng.normal(size=(ROWS, 4, 4, 1)).astype(np.float32),
-        "targets": rng.integers(4, size=ROWS).astype(np.int32),
-        "weights": np.ones(ROWS, np.float32),
-        "index": np.arange(ROWS, dtype=np.int32),
-    }
-    return arrays.take(whole, rows)
-
-
 def _shapes(batch) -> dict:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
 
@@ -81,16 +73,18 @@ def _start(model, seed: int) -> weights.Weights:
 
 def stages(config: Config) -> tuple[Stage, ...]:
     def distilled(_) -> Training:
-        parts = {"ce": labels(0.5), "kd": soft_labels(0.5, temperature=2.0)}
+        text = sources.array_batches(_text(30, 1), seed=0, name="text", batch_size=ROWS)
+        loss = token_divergence(lambda s, t, _: reverse_kl(s, t), 0.5, hard=0.5)
         return Training(
-            step=make_train_step(distil(STUDENT, TEACHER, parts), optim.adamw(1e-2)),
+            step=make_train_step(distil(STUDENT, MODEL, {"kd": loss}), optim.adamw(1e-2)),
             weights=_start(STUDENT, 0),
-            frozen=weights.joined(teacher=_start(TEACHER, 1)),
-            batches=_images,
-            batch=_shapes(_images(0, slice(0, ROWS))),
+            frozen=weights.joined(teacher=_start(MODEL, 1)),
+            frozen_rules={"teacher": RULES},
+            batches=text,
+            batch=_shapes(text(0, slice(0, ROWS))),
             batch_size=ROWS,
             steps=config.steps,
-            rules=mlp.RULES,
+            rules=decoder.rules(STUDENT_CONFIG),
             result=rounds.whole,
         )
 
