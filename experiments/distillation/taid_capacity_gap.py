@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
-from experiments.distillation.common import reporting, runs
+from experiments.distillation.common import measuring, reporting, runs
 from experiments.distillation.common.arms import ARMS, Arm
 from experiments.distillation.common.config import SMALL, STUDENT, TEACHER, Common
 from experiments.distillation.common.learning import Learning
@@ -31,7 +32,8 @@ from experiments.distillation.common.text import Text
 from kd_jax.launch import plots, run
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
 from kd_jax.launch.config import check_positive
-from kd_jax.launch.stages import Stage, Training
+from kd_jax.launch.mesh import make_mesh
+from kd_jax.launch.stages import Compute, Program, Stage, Training, materialise, shapes_on
 from kd_jax.models import decoder
 from kd_jax.objectives.taid import taid
 
@@ -76,7 +78,7 @@ PRESETS = {
         teacher=TEACHER,
         student=STUDENT,
         learn_teacher=Learning(rate=3e-3, steps=2000, batch_size=64),
-        learn=Learning(rate=3e-3, steps=600, batch_size=32),
+        learn=Learning(rate=3e-3, steps=1500, batch_size=32),
         evaluations=1,
         seed=10,
     ),
@@ -147,7 +149,10 @@ def stages(config: Config) -> tuple[Stage, ...]:
     for depth in config.depths:
         sized = config.of_depth(depth)
         own = f"teacher_{depth}"
-        found.append(runs.teacher(sized)._replace(name=own))
+        teacher = runs.teacher(sized)._replace(name=own)
+        score = functools.partial(_score, sized, own)
+        measured = [config.prompt, config.score_batch]
+        found += [teacher, Stage(f"{own}_score", score, (own,), {"measured": measured})]
         found += [
             Stage(
                 f"{_name(loss, depth)}_{seed}",
@@ -159,6 +164,27 @@ def stages(config: Config) -> tuple[Stage, ...]:
             for loss in LOSSES
         ]
     return tuple(found)
+
+
+def _score(config: Config, teacher: str, found: Mapping[str, Any]) -> Compute:
+    """The teacher, measured as a student of itself."""
+    model, start = config.teacher, found[teacher].weights()
+    along = measuring.along(
+        measuring.Measured(
+            config.text, model, model, config.prompt, config.score_batch, config.seed
+        ),
+        every=1,
+    )
+
+    def run() -> tuple[None, Mapping[str, Any]]:
+        params = materialise(start, make_mesh(config.mesh), decoder.rules(model))
+        return None, along.run({"model": params}, {}, {"teacher": params})
+
+    def plan(mesh: Mesh) -> Mapping[str, Program]:
+        params = shapes_on(start, mesh, decoder.rules(model))
+        return along.plan({"model": params}, {}, {"teacher": params})
+
+    return Compute(run, plan=plan)
 
 
 def _student(
@@ -182,6 +208,10 @@ def report(config: Config, artefacts: Mapping[str, Any], folder: Path) -> Result
         rows.append(
             {"loss": arm.label} | {f"teacher of depth {d}": reporting.shown(e) for d, e in named}
         )
+    own = [artefacts[f"teacher_{depth}_score"].values["nll"] for depth in depths]
+    named = zip(depths, own, strict=True)
+    rows.append({"loss": "the teacher itself"} | {f"teacher of depth {d}": x for d, x in named})
+    lines["the teacher itself"] = plots.Line([float(d) for d in depths], own)
     drawn = plots.lines(
         folder / "plots" / "depth.png",
         lines,
@@ -190,7 +220,11 @@ def report(config: Config, artefacts: Mapping[str, Any], folder: Path) -> Result
         title="Students' NLL of held-out text",
     )
     title = f"NLL of held-out text, nats a token (95 % over seeds, of which there are {len(seeds)})"
-    return Results({"nll": nll, "depths": list(depths)}, [Table(title, rows)], {"depth": drawn})
+    return Results(
+        {"nll": nll, "teachers": own, "depths": list(depths)},
+        [Table(title, rows)],
+        {"depth": drawn},
+    )
 
 
 if __name__ == "__main__":
