@@ -1,4 +1,4 @@
-"""Claims, table and plot of smollm_student."""
+"""Claims, table and plots of smollm_student."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,12 +43,11 @@ def results(
 ) -> Results:
     """labels: {name: label} of the students, of which "alone" had no teacher."""
     rows = {name: artefacts[name].rows[f"{steps}/held_out/row_nll"] for name in labels}
-    series = {name: artefacts[name].series("held_out/nll") for name in labels}
     whole = artefacts["teacher"]
     nll = {name: _over_rows(x) for name, x in rows.items()}
     gains = {name: _over_rows(rows["alone"] - rows[name]) for name in ("half", "taught")}
     students = {f"student: {label}": nll[name] for name, label in labels.items()}
-    untrained = series["alone"][1][0]
+    untrained = artefacts["alone"].series("held_out/nll")[1][0]
     shown = {
         "whole model": _over_rows(whole.rows["row_nll"]),
         f"{depth} layers, untrained": Effect(untrained, untrained, untrained),
@@ -65,19 +64,26 @@ def results(
             for label, effect in shown.items()
         ],
     )
-    drawn = plots.lines(
-        folder / "plots" / "perplexity.png",
-        {labels[name]: plots.Line(x, np.exp(y).tolist()) for name, (x, y) in series.items()},
-        x="training step",
-        y="perplexity of held-out text",
-        title=f"Students of {depth} layers",
-    )
+    drawn = {
+        "nll": plots.ranking(
+            folder / "plots" / "nll.png",
+            {"whole model": shown["whole model"], **students},
+            x="nats a token of held-out text",
+            title=f"Students of {depth} layers after {steps} steps",
+        ),
+        "gain": plots.ranking(
+            folder / "plots" / "gain.png",
+            {labels[name]: effect for name, effect in gains.items()},
+            x="nats a token less than with the text alone, row by row",
+            title="What the teacher is worth",
+        ),
+    }
     values = {
         "nll": {name: effect._asdict() for name, effect in nll.items()},
         "gains": {name: effect._asdict() for name, effect in gains.items()},
         "teacher_nll": whole.values["nll"],
     }
-    return Results(values, [table], {"perplexity": drawn})
+    return Results(values, [table], drawn)
 
 
 def _over_rows(values: np.ndarray) -> Effect:
