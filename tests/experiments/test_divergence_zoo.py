@@ -132,7 +132,9 @@ def test_claims_of_the_capacity_gap(tmp_path, forward, taid, expected):
             for depth, x in zip(config.depths, values, strict=True)
         }
     )
-    results = taid_capacity_gap.report(config, found, tmp_path)
+    own = {f"teacher_{d}_score": Made(values={"nll": 2.0 - 0.1 * d}) for d in config.depths}
+    results = taid_capacity_gap.report(config, found | own, tmp_path)
+    assert results.values["teachers"] == pytest.approx([1.9, 1.8, 1.6])
     assert verdicts(taid_capacity_gap, results) == expected
     assert results.values["nll"]["taid"][2] == pytest.approx([taid[2], taid[2] + 0.001])
     assert all(path.exists() for path in results.plots.values())
@@ -141,7 +143,9 @@ def test_claims_of_the_capacity_gap(tmp_path, forward, taid, expected):
 def test_every_depth_has_its_own_teacher():
     config = taid_capacity_gap.PRESETS["smoke"]
     found = outline(taid_capacity_gap, config)
-    assert {name for name in found if name.startswith("teacher")} == {"teacher_1", "teacher_2"}
+    teachers = {"teacher_1": (), "teacher_2": ()}
+    teachers |= {f"{name}_score": (name,) for name in teachers}
+    assert {name: x for name, x in found.items() if name.startswith("teacher")} == teachers
     assert found["taid_2_0"] == ("teacher_2",)
     slower = dataclasses.replace(config.learn_teacher, rate=1e-4)
     other = dataclasses.replace(config, learn_teacher=slower)
