@@ -112,6 +112,13 @@ def _at_the_largest(results: Results) -> Effect | None:
     return reporting.over_seeds(np.subtract(nll["forward"][-1], nll["taid"][-1]).tolist())
 
 
+TRIED = (
+    "Larger teachers are better (the table's last row), the students' losses are the same within "
+    "0.03 nats. A first run on these seeds with 600 steps and alpha 5e-4, with which the clock is "
+    "never ahead of time, had TAID 0.01 to 0.05 nats behind forward KL. Other sizes of the student, "
+    "rates and starts of the clock were not tried."
+)
+
 CLAIMS = (
     Claim(
         "With TAID a larger teacher makes a better student (NLL with the smallest teacher less "
@@ -120,6 +127,7 @@ CLAIMS = (
         "the student improves with the teacher's size",
         _grows,
         above(0.0),
+        TRIED,
     ),
     Claim(
         "The student gains more from the larger teacher with TAID than with forward KL (difference "
@@ -128,6 +136,7 @@ CLAIMS = (
         "plain KL saturates",
         _more_than_forward,
         above(0.0),
+        TRIED,
     ),
     Claim(
         "With the largest teacher TAID's student predicts the text better than forward KL's "
@@ -136,6 +145,7 @@ CLAIMS = (
         "better than forward KL on instruction tuning",
         _at_the_largest,
         above(0.0),
+        TRIED,
     ),
 )
 
