@@ -115,8 +115,8 @@ def _at_the_largest(results: Results) -> Effect | None:
 TRIED = (
     "Larger teachers are better (the table's last row), the students' losses are the same within "
     "0.03 nats. A first run on these seeds with 600 steps and alpha 5e-4, with which the clock is "
-    "never ahead of time, had TAID 0.01 to 0.05 nats behind forward KL. Other sizes of the student, "
-    "rates and starts of the clock were not tried."
+    "never ahead of time, had TAID 0.01 to 0.05 nats behind forward KL. Other students, rates and "
+    "starts of the clock were not tried."
 )
 
 CLAIMS = (
