@@ -36,7 +36,7 @@ def exact_grad(
     rest: the part of params that is not differentiated. `only` names one term, or the component
     before "/" of several. train: what the objective is told in ctx.
     """
-    parts = _cut(batch, count)
+    parts = cut(batch, count)
     keys = jax.random.split(key, count)
 
     def over_parts(f: Callable[[Batch, jax.Array], PyTree], summed: Callable[[PyTree], PyTree]):
@@ -120,10 +120,10 @@ def _is_term(x: Any) -> bool:
     return isinstance(x, Term)
 
 
-def _cut(batch: Batch, count: int) -> Batch:
+def cut(batch: Batch, count: int) -> Batch:
     """[B, ...] -> [count, B / count, ...]; part j is rows j::count: shards split locally."""
 
-    def cut(x: jax.Array) -> jax.Array:
+    def parts(x: jax.Array) -> jax.Array:
         if jnp.ndim(x) == 0 or x.shape[0] % count:
             raise ValueError(
                 f"microbatches: got {count}, takes a divisor of every leading axis of the batch; "
@@ -131,7 +131,7 @@ def _cut(batch: Batch, count: int) -> Batch:
             )
         return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
 
-    return jax.tree.map(cut, batch)
+    return jax.tree.map(parts, batch)
 
 
 def _first(parts: Batch, keys: jax.Array) -> tuple[Batch, jax.Array]:
@@ -139,7 +139,7 @@ def _first(parts: Batch, keys: jax.Array) -> tuple[Batch, jax.Array]:
 
 
 def _join_rows(x: jax.Array) -> jax.Array:
-    """The inverse of `_cut`."""
+    """The inverse of `cut`."""
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
 

@@ -138,7 +138,8 @@ def kth_smallest_magnitude(tree: PyTree, k: int) -> jax.Array:
 
     A radix select: the bits of a non-negative float32 order as the float does, so 31 counting
     passes fix one bit each. Nothing is sorted or concatenated; leaves may be sharded. NaN counts
-    as larger than every number. A leaf has fewer than 2**32 entries.
+    as larger than every number. A leaf of 2**32 entries or more (stacked layers) is counted layer
+    by layer along its first axis, of fewer than 2**15 layers.
     """
     leaves = [
         jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.uint32)
@@ -147,16 +148,10 @@ def kth_smallest_magnitude(tree: PyTree, k: int) -> jax.Array:
     total = sum(x.size for x in leaves)
     if not 1 <= k <= total:
         raise ValueError(f"k: got {k}, takes 1 to the number of entries, {total}")
-    if any(x.size >= 2**32 for x in leaves):
-        raise ValueError("tree: a leaf of 2**32 entries or more; unstack it")
 
     def below(candidate: jax.Array) -> jax.Array:
         """Are fewer than k entries smaller than the candidate?"""
-        # Counts may pass 2**32 for large models: they are kept as two 16-bit limbs.
-        counts = [jnp.sum(x < candidate, dtype=jnp.uint32) for x in leaves]
-        low = sum((c & 0xFFFF for c in counts), jnp.uint32(0))
-        high = sum((c >> 16 for c in counts), jnp.uint32(0)) + (low >> 16)
-        low = low & 0xFFFF
+        high, low = count([x < candidate for x in leaves], jnp.uint32)
         k_high, k_low = jnp.uint32(k >> 16), jnp.uint32(k & 0xFFFF)
         return (high < k_high) | ((high == k_high) & (low < k_low))
 
@@ -166,3 +161,24 @@ def kth_smallest_magnitude(tree: PyTree, k: int) -> jax.Array:
 
     bits = jax.lax.fori_loop(0, 31, fix_bit, jnp.uint32(0))
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+_LARGE = 2**31
+
+
+def count(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The exact sum of all leaves (bool, or int8 of at most 1) as (high, low): high * 2**16 + low.
+
+    Both are of the dtype, uint32 or int32, and low is in 0..2**16 - 1: counts of the entries of
+    large models pass 2**32.
+    """
+    low, high = jnp.zeros((), dtype), jnp.zeros((), dtype)
+    for x in leaves:
+        large = x.size >= _LARGE
+        if large and (x.shape[0] >= 2**15 or x.size // x.shape[0] >= 2**31):
+            raise ValueError(f"tree: a leaf {x.shape} of {x.size} entries; unstack it")
+        parts = jnp.sum(x, axis=tuple(range(1, x.ndim)) if large else None, dtype=dtype)
+        low += jnp.sum(parts & 0xFFFF, dtype=dtype)
+        high += jnp.sum(parts >> 16, dtype=dtype) + (low >> 16)
+        low &= 0xFFFF
+    return high, low

@@ -84,6 +84,29 @@ def test_kth_smallest_magnitude_counts_past_the_limbs_it_is_kept_in():
         assert float(found) == float(leaf[(k - 1) // 2])
 
 
+def test_leaves_past_32_bits_are_counted_layer_by_layer(monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (5, 40, 400))
+    ordered = np.sort(np.abs(np.ravel(x)))
+    monkeypatch.setattr(trees, "_LARGE", 1000)
+    for k in (1, 70_000):
+        assert trees.kth_smallest_magnitude({"a": x, "b": x[0, 0, :3] * 0 + 9}, k) == ordered[k - 1]
+    ones = jnp.ones((5, 40, 400), jnp.int8)
+    for leaves, total in (([ones, ones[:1]], 96_000), ([-ones, -ones[:1], ones[:2]], -64_000)):
+        high, low = trees.count(leaves, jnp.int32)
+        assert high * 2**16 + low == total
+        assert 0 <= low < 2**16
+
+
+@pytest.mark.parametrize("shape", [(2**15, 2**17), (2, 2**31)])
+def test_leaves_too_large_to_count_are_refused(shape):
+    def fifth(x):
+        return trees.kth_smallest_magnitude(x, 5)
+
+    with pytest.raises(ValueError, match="unstack it"):
+        jax.eval_shape(fifth, jax.ShapeDtypeStruct(shape, jnp.float32))
+    jax.eval_shape(fifth, jax.ShapeDtypeStruct((80, 2**28), jnp.float32))
+
+
 def test_kth_smallest_magnitude_refuses_an_impossible_k():
     for k in (0, 5):
         with pytest.raises(ValueError, match=f"k: got {k}"):

@@ -1,4 +1,4 @@
-"""Label losses over a class axis: cross-entropy, accuracy, and the log-probability of a label."""
+"""Losses over a class axis: cross-entropy, accuracy, log-probability of a label, entropy."""
 
 import jax
 import jax.numpy as jnp
@@ -44,3 +44,19 @@ def accuracy(
     """
     _checks.labels_of(logits, labels)
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def prediction_entropy(
+    logits: Float[Array, "*batch C"], *, eps: float = 0.0
+) -> Float[Array, "*batch"]:
+    """-sum_c p_c log(p_c + eps) in nats with p = softmax(logits), unreduced: [..., C] -> f32 [...].
+
+    0 for a prediction of one class (-eps with an eps), log C for a uniform one. At eps = 0 classes
+    of probability 0 count nothing, also in the gradient. AdaMerging's code has eps 1e-8.
+    """
+    _checks.not_negative("eps", eps)
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    p = jnp.exp(log_p)
+    # A logit of -inf has log p = -inf, and 0 * -inf is NaN.
+    log = jnp.log(p + eps) if eps else jnp.where(p == 0, 0.0, log_p)
+    return -jnp.sum(p * log, axis=-1)

@@ -1,12 +1,15 @@
 """Averages and interpolations of weights."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kd_jax.merging import formulas
 from kd_jax.merging._checks import check_models, coefficients
+from kd_jax.merging._rows import row_sum
 from kd_jax.types import PyTree
 
 
@@ -33,6 +36,39 @@ def average(models: Sequence[PyTree], weights: Any = None) -> PyTree:
     return jax.tree.map(mean, *models)
 
 
+def greedy_soup(
+    models: Sequence[PyTree], score: Callable[[PyTree], float]
+) -> tuple[PyTree, tuple[int, ...]]:
+    """(model, included): the mean of the models that, added best first, do not lower the score.
+
+    score(model) -> a number, higher is better, from held-out data that is not the test data. Each
+    model is scored, then added to the mean in order of its score (the earlier of equal ones first)
+    and kept if the mean's score is at least what it was: 2 N - 1 calls. The result scores at least
+    as the best model does. included: indices in the order in which they were added. Runs on the
+    host. ValueError for a score that is a NaN. Returns the dtypes of the best model.
+
+    Model soups, arXiv 2203.05482, recipe 1.
+    """
+    check_models(models)
+    scores = [_scored(score, model, f"models[{i}]") for i, model in enumerate(models)]
+    order = sorted(range(len(models)), key=lambda i: -scores[i])
+    included = (order[0],)
+    soup, best = models[order[0]], scores[order[0]]
+    for i in order[1:]:
+        wider = average([models[j] for j in (*included, i)])
+        reached = _scored(score, wider, f"the mean of models {(*included, i)}")
+        if reached >= best:
+            soup, best, included = wider, reached, (*included, i)
+    return soup, included
+
+
+def _scored(score: Callable[[PyTree], float], model: PyTree, name: str) -> float:
+    value = float(score(model))
+    if math.isnan(value):
+        raise ValueError(f"score: is a NaN for {name}")
+    return value
+
+
 def slerp(first: PyTree, second: PyTree, t: Any, *, parallel: float = 0.9995) -> PyTree:
     """Spherical interpolation of two models, each leaf taken as one flat vector.
 
@@ -44,25 +80,27 @@ def slerp(first: PyTree, second: PyTree, t: Any, *, parallel: float = 0.9995) ->
 
     Shoemake 1985; the rule for leaves and the default of `parallel` are mergekit's.
     """
+    return _slerp(first, second, t, parallel, jnp.sum)
+
+
+def slerp_rows(first: PyTree, second: PyTree, t: Any, *, parallel: float = 0.9995) -> PyTree:
+    """As `slerp`, with each row of a leaf (along its last axis) a vector of its own."""
+    return _slerp(first, second, t, parallel, row_sum)
+
+
+def _slerp(
+    first: PyTree, second: PyTree, t: Any, parallel: float, total: Callable[[jax.Array], jax.Array]
+) -> PyTree:
     check_models([first, second])
     t = jnp.asarray(t, jnp.float32)
+    if t.shape != ():
+        raise ValueError(f"t: got shape {t.shape}, takes a number")
 
     def blend(a: jax.Array, b: jax.Array) -> jax.Array:
         dtype = a.dtype
         a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
-        norms = jnp.sqrt(_positive(jnp.sum(a * a))) * jnp.sqrt(_positive(jnp.sum(b * b)))
-        cosine = jnp.sum(a * b) / norms
-        straight = jnp.abs(cosine) > parallel
-        # The branch not taken must stay finite, or its gradient poisons the other.
-        angle = jnp.arccos(jnp.where(straight, 0.0, cosine))
-        arc = jnp.sin(angle)
-        from_a = jnp.where(straight, 1.0 - t, jnp.sin((1.0 - t) * angle) / arc)
-        from_b = jnp.where(straight, t, jnp.sin(t * angle) / arc)
+        cosine = formulas.cosine(total(a * b), total(a * a), total(b * b))
+        from_a, from_b = formulas.slerp(cosine, t, parallel=parallel)
         return (from_a * a + from_b * b).astype(dtype)
 
     return jax.tree.map(blend, first, second)
-
-
-def _positive(x: jax.Array) -> jax.Array:
-    """x, or 1 where it is 0."""
-    return jnp.where(x == 0, 1.0, x)

@@ -11,7 +11,7 @@ from kd_jax.losses.summed import weighted_sum_over_vocabulary
 from kd_jax.losses.vocabulary import common
 from kd_jax.objectives.combinators import own_weights
 from kd_jax.objectives.distil import TokenLoss, soft_and_hard
-from kd_jax.types import Context, Head, Model, Objective, Output, Policy
+from kd_jax.types import Context, Head, Logits, Model, Objective, Output, Policy, weighted_sum
 
 
 class Teacher(NamedTuple):
@@ -46,7 +46,8 @@ def divergence_from_each(
         values = [loss(logits, other, targets) for other in others]
         return jnp.stack([w * x for w, x in zip(shares, values, strict=True)]).sum(0)
 
-    return _against(student, teachers, soft, scale, hard, vocabulary, policy)
+    models = {name: teacher.model for name, teacher in teachers.items()}
+    return against(student, models, soft, scale, hard, vocabulary, policy)
 
 
 def divergence_from_mixture(
@@ -70,7 +71,8 @@ def divergence_from_mixture(
     def soft(logits, others, targets) -> jax.Array:
         return loss(logits, mixture_log_probs(others, shares), targets)
 
-    return _against(student, teachers, soft, scale, hard, vocabulary, policy)
+    models = {name: teacher.model for name, teacher in teachers.items()}
+    return against(student, models, soft, scale, hard, vocabulary, policy)
 
 
 def _shares(teachers: Mapping[str, Teacher]) -> list[float]:
@@ -79,15 +81,21 @@ def _shares(teachers: Mapping[str, Teacher]) -> list[float]:
     return list(shares.values())
 
 
-def _against(
+def against(
     student: Model,
-    teachers: Mapping[str, Teacher],
+    teachers: Mapping[str, Model],
     soft: Callable[[jax.Array, tuple[jax.Array, ...], jax.Array], jax.Array],
     scale: float,
     hard: float,
     vocabulary: int | None,
     policy: Policy,
 ) -> Objective:
+    """scale * soft(student, teachers, targets) + hard * NLL of the targets, by batch["weights"].
+
+    teachers: by name; their weights are frozen[name]. soft(logits [..., V], the teachers' logits,
+        targets int [...]) -> [...]. A mean over tokens, streamed over the vocabulary, or over the
+        examples of class logits [B, C]. vocabulary and errors as `divergence_from_each`.
+    """
     row = soft_and_hard(soft, scale, hard)
 
     def heads(params, frozen, batch, **given) -> list[Head]:
@@ -97,7 +105,7 @@ def _against(
             raise ValueError(f"frozen: got {got}, takes the teachers {', '.join(missing)}")
         found = {"student": student.apply(policy(params, frozen), batch, **given).head}
         for name, teacher in teachers.items():
-            head = teacher.model.apply(frozen[name], batch).head
+            head = teacher.apply(frozen[name], batch).head
             found[f"teacher {name}"] = jax.lax.stop_gradient(head)
         return common(found, vocabulary)
 
@@ -107,9 +115,11 @@ def _against(
 
     def loss(params, carry, frozen, batch, ctx: Context) -> Output:
         ours, *theirs = heads(params, frozen, batch, key=ctx.key, train=ctx.train)
-        term = weighted_sum_over_vocabulary(
-            row, ours, batch["weights"], batch["targets"], others=theirs
-        )
+        weights, targets = batch["weights"], batch["targets"]
+        if isinstance(ours, Logits) and ours.z.ndim == 2:
+            values = row(ours.logits(), tuple(x.logits() for x in theirs), targets, ())
+            return Output({"teachers": weighted_sum(values, weights)})
+        term = weighted_sum_over_vocabulary(row, ours, weights, targets, others=theirs)
         return Output({"teachers": term})
 
     return Objective(init, loss)

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.losses.classification import accuracy, cross_entropy, label_log_probs
+from kd_jax.losses.classification import (
+    accuracy,
+    cross_entropy,
+    label_log_probs,
+    prediction_entropy,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "distillation.json").read_text())
 VISION = GOLDEN["vision"]
@@ -73,3 +78,27 @@ def test_accuracy():
 def test_labels_of_another_shape_are_refused(loss):
     with pytest.raises(ValueError, match=r"labels: got shape \(3,\).*\(2,\)"):
         inspect.unwrap(loss)(jnp.zeros((2, 3)), jnp.zeros(3, jnp.int32))
+
+
+def test_entropy_of_predictions():
+    p = np.array([[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0]])
+    logits = jnp.asarray(np.log(np.maximum(p, 1e-30)), jnp.float32)
+    expected = [1.5 * np.log(2), np.log(3), 0.0]
+    np.testing.assert_allclose(prediction_entropy(logits), expected, rtol=1e-6, atol=1e-6)
+    within = -(p * np.log(p + 0.1)).sum(-1)
+    np.testing.assert_allclose(prediction_entropy(logits, eps=0.1), within, rtol=1e-5)
+    with pytest.raises(ValueError, match="eps: got -1"):
+        prediction_entropy(logits, eps=-1.0)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_the_gradient_of_the_entropy_is_finite_and_by_hand(eps):
+    """d H / d z_k = -p_k (log p_k + H)."""
+    z = jnp.array([[1.0, -2.0, 0.5, -jnp.inf], [0.0, 200.0, -200.0, -jnp.inf]])
+    grad = jax.grad(lambda z: prediction_entropy(z, eps=eps).sum())(z)
+    p = np.exp([1.0, -2.0, 0.5])
+    p /= p.sum()
+    entropy = -(p * np.log(p)).sum()
+    np.testing.assert_allclose(grad[0, :3], -p * (np.log(p) + entropy), rtol=1e-4)
+    np.testing.assert_allclose(grad[0, 3], 0.0, atol=1e-9)
+    np.testing.assert_allclose(grad[1], np.zeros(4), atol=1e-6)

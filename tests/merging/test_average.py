@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kd_jax.merging.average import average, slerp
+from kd_jax.merging.average import average, greedy_soup, slerp, slerp_rows
 
 # Multiples of 1/8: no subnormal numbers, which XLA flushes to zero.
 eighths = st.integers(-32, 32).map(lambda i: np.float32(i / 8))
@@ -109,3 +109,54 @@ def test_slerp_is_straight_for_parallel_leaves_with_a_finite_gradient():
     np.testing.assert_allclose(grad["w"], [0.75, 0.75], rtol=1e-6)
     zero = {"w": jnp.zeros(2)}
     close(slerp(zero, b, 1.0), b, rtol=1e-6)
+
+
+def test_slerp_rows():
+    a = {"w": jnp.array([[1.0, 0, 0], [3.0, 0, 0]]), "v": jnp.array([1.0, 0]), "s": jnp.array(1.0)}
+    b = {"w": jnp.array([[0, 2.0, 0], [1.0, 0, 0]]), "v": jnp.array([0, 2.0]), "s": jnp.array(3.0)}
+    arc = [0.9238795, 0.7653669]
+    # The second row of w and the scalar are parallel.
+    expected = {"w": [[*arc, 0.0], [2.5, 0, 0]], "v": arc, "s": 1.5}
+    close(slerp_rows(a, b, 0.25), expected, rtol=1e-6)
+    unit = jax.tree.map(lambda x: jax.random.normal(jax.random.key(2), x.shape), a)
+    unit = [{"w": x / jnp.linalg.norm(x, axis=1, keepdims=True)} for x in (unit["w"], a["w"])]
+    norms = jnp.linalg.norm(slerp_rows(*unit, 0.3)["w"], axis=1)
+    np.testing.assert_allclose(norms, 1.0, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"t: got shape \(2,\)"):
+        slerp(a, b, [0.1, 0.2])
+
+
+def soup(scores, of_means):
+    """greedy_soup of one-hot models: `scores` of each, `of_means` of the sets that are tried."""
+    known = {(i,): s for i, s in enumerate(scores)} | of_means
+    asked = []
+
+    def score(model):
+        asked.append(tuple(int(i) for i in np.flatnonzero(model["w"])))
+        np.testing.assert_allclose(model["w"].sum(), 1.0, rtol=1e-6)
+        return known[asked[-1]]
+
+    model, included = greedy_soup([{"w": row} for row in jnp.eye(len(scores))], score)
+    return model["w"], included, asked
+
+
+def test_greedy_soup_adds_the_best_first_while_the_score_does_not_fall():
+    means = {(0, 1): 0.9, (0, 1, 3): 0.9, (0, 1, 2, 3): 0.89}
+    model, included, asked = soup([0.7, 0.8, 0.1, 0.7], means)
+    # 0 and 3 are equally good: the earlier first. An equal score is kept, a lower one is not.
+    assert asked == [(0,), (1,), (2,), (3,), *means]
+    assert included == (1, 0, 3)
+    np.testing.assert_allclose(model, [1 / 3, 1 / 3, 0, 1 / 3], rtol=1e-6)
+
+
+def test_greedy_soup_of_one_and_of_models_that_do_not_mix():
+    model, included, asked = soup([0.5], {})
+    assert (included, asked) == ((0,), [(0,)])
+    model, included, _ = soup([0.5, 0.6, 0.4], {(0, 1): 0.1, (1, 2): 0.2})
+    assert included == (1,)
+    np.testing.assert_array_equal(model, [0, 1, 0])
+
+
+def test_greedy_soup_refuses_a_nan():
+    with pytest.raises(ValueError, match=r"score: is a NaN for models\[1\]"):
+        soup([0.5, float("nan")], {})

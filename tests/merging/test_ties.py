@@ -130,6 +130,24 @@ def test_the_threshold_is_over_all_leaves():
     np.testing.assert_array_equal(by_leaf["small"], [0, np.float32(0.2)])
 
 
+def test_groups_of_leaves_have_thresholds_of_their_own():
+    base = {name: jnp.zeros(4) for name in ("a/w", "a/b", "c/w")}
+    model = {"a/w": [1.0, 2, 3, 4], "a/b": [5.0, 6, 7, 8], "c/w": [0.4, 0.3, 0.2, 0.1]}
+    model = jax.tree.map(jnp.asarray, model, is_leaf=lambda x: isinstance(x, list))
+
+    def kept(**kwargs):
+        got = m.ties(base, [model], density=0.5, **kwargs)
+        return [[int(i) for i in np.flatnonzero(got[name])] for name in ("a/w", "a/b", "c/w")]
+
+    assert kept() == [[2, 3], [0, 1, 2, 3], []]
+    assert kept(groups=lambda path: "all") == kept()
+    assert kept(groups=str) == [[2, 3], [2, 3], [0, 1]]
+    assert kept(groups=lambda path: path.split("/")[0]) == [[], [0, 1, 2, 3], [0, 1]]
+    assert kept(groups=str, trim=m.trim_released) == [[1, 2, 3], [1, 2, 3], [0, 1, 2]]
+    with pytest.raises(ValueError, match="group 'c/w': density: 0.2 of 4 entries keeps none"):
+        m.ties(base, [model], density=0.2, groups=lambda path: path if path == "c/w" else "")
+
+
 @settings(max_examples=25, deadline=None)
 @given(hnp.arrays(np.float32, 9, elements=eighths, unique=True), densities)
 def test_trim_keeps_the_largest(x, density):
@@ -191,6 +209,17 @@ def test_oracle_signs_replace_the_election():
     negative = np.where(TAUS < 0, TAUS, 0)
     expected = negative.sum(0) / np.maximum((negative != 0).sum(0), 1)
     np.testing.assert_allclose(flat(got), expected, rtol=1e-6)
+
+
+def test_weighted_votes_by_hand():
+    vectors = [{"w": jnp.array([1.0, -2.0, 3.0])}, {"w": jnp.array([3.0, 1.0, -4.0])}]
+    weighted = [{"w": 2 * vectors[0]["w"]}, vectors[1]]
+    merge = functools.partial(m.disjoint_mean, weights=[2.0, 1.0])
+    got = m.merge_agreeing({"w": jnp.ones(3)}, weighted, merge=merge, scale=2.0)
+    # (2 * 1 + 1 * 3) / 3, -2 and 3: the first outvotes the second in the last two.
+    np.testing.assert_allclose(got["w"], 1 + 2 * np.array([5 / 3, -2, 3]), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"weights: got shape \(3,\)"):
+        m.disjoint_mean(vectors, m.elect(vectors), [1.0, 2.0, 3.0])
 
 
 @pytest.mark.parametrize("merge", [m.disjoint_mean, m.disjoint_sum, m.disjoint_max])
