@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from kd_jax.formats.tensors import Index, LazyTensor, count, plausible
+from kd_jax.formats.tensors import Index, LazyTensor, Place, count, plausible
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
 
@@ -52,20 +52,25 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
     else:
         data = np.memmap(path, np.uint8, "r", offset=start)
     return {
-        name: _lazy(name, data, dtype, shape, begin)
+        name: _lazy(name, data, dtype, shape, begin, Place(path, start + begin))
         for name, (dtype, shape, begin) in entries.items()
     }
 
 
 def _lazy(
-    name: str, data: np.ndarray, dtype: np.dtype, shape: tuple[int, ...], begin: int
+    name: str,
+    data: np.ndarray,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    begin: int,
+    place: Place,
 ) -> LazyTensor:
     end = begin + count(shape) * dtype.itemsize
 
     def read(index: Index) -> np.ndarray:
         return data[begin:end].view(dtype).reshape(shape)[index]
 
-    return LazyTensor(name, shape, dtype, read)
+    return LazyTensor(name, shape, dtype, read, place)
 
 
 def _read_header(path: Path) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...], int]], int]:
@@ -145,6 +150,36 @@ def _naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
 
 
+def make_header(
+    tensors: Sequence[tuple[str, np.dtype, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """What a file of these tensors (name, dtype, shape) starts with; their data follows in order.
+
+    metadata defaults to {"format": "pt"}. ValueError: a name given twice; a dtype the format has
+    no name for; an order in which a tensor would not be aligned to its item size (give wider dtypes
+    first).
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    at = 0
+    for name, dtype, shape in tensors:
+        code = _NAMES.get(dtype.newbyteorder("<"))
+        if name in header:
+            raise ValueError(f"tensors: {name!r} is given twice")
+        if code is None:
+            raise ValueError(f"tensors: {name!r} is {dtype}, which has no name here")
+        if at % dtype.itemsize:
+            raise ValueError(f"tensors: {name!r} is not aligned, put wider dtypes first")
+        end = at + count(shape) * dtype.itemsize
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise ValueError(f"tensors: their header has {len(text)} bytes, over {MAX_HEADER_BYTES}")
+    return len(text).to_bytes(8, "little") + text
+
+
 def write_tensors(
     path: str | Path, tensors: Sequence[LazyTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -153,35 +188,14 @@ def write_tensors(
     The file is written beside `path` under another name and then renamed: it appears whole or not
     at all. metadata defaults to {"format": "pt"}, which transformers asks for.
 
-    ValueError: a name given twice; a dtype the format has no name for; an order in which a tensor
-    would not be aligned to its item size (give wider dtypes first); a tensor whose data is not
-    what its shape and dtype say.
+    ValueError: what `make_header` refuses; a tensor whose data is not what its shape and dtype say.
     """
     path = Path(path)
-    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
-    at = 0
-    for tensor in tensors:
-        code = _NAMES.get(tensor.dtype.newbyteorder("<"))
-        if tensor.name in header:
-            raise ValueError(f"tensors: {tensor.name!r} is given twice")
-        if code is None:
-            raise ValueError(f"tensors: {tensor.name!r} is {tensor.dtype}, which has no name here")
-        if at % tensor.dtype.itemsize:
-            raise ValueError(f"tensors: {tensor.name!r} is not aligned, put wider dtypes first")
-        header[tensor.name] = {
-            "dtype": code,
-            "shape": list(tensor.shape),
-            "data_offsets": [at, at + tensor.nbytes],
-        }
-        at += tensor.nbytes
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER_BYTES:
-        raise ValueError(f"tensors: their header has {len(text)} bytes, over {MAX_HEADER_BYTES}")
+    head = make_header([(x.name, x.dtype, x.shape) for x in tensors], metadata)
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         with part.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(head)
             for tensor in tensors:
                 _write_data(file, tensor)
             file.flush()

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,18 +14,27 @@ Index = tuple[slice, ...] | EllipsisType
 MAX_ELEMENTS = 2**48
 
 
+class Place(NamedTuple):
+    """Where a tensor's bytes lie: from `offset` on in a file, row by row."""
+
+    path: Path
+    offset: int
+
+
 @dataclass(frozen=True)
 class LazyTensor:
     """A tensor on disk: what it is, and how to read a part of it.
 
     read(index): a NumPy array with the entries of `index`, a tuple of slices of step 1, one an
         axis, or `...` for all. Only what it needs is read from the file.
+    place: where its bytes lie in `dtype`; None where they are not in a file as they are.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     read: Callable[[Index], np.ndarray]
+    place: Place | None = None
 
     @property
     def nbytes(self) -> int:
