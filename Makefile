@@ -79,7 +79,7 @@ $(LIBTPU)/.installed: constraints.txt
 	touch $@
 
 # An experiment for each model and shape of step; the other experiments of unlearning repeat them.
-PLANNED := distillation.kd_digits merging.ties_digits scaling.language_models \
+PLANNED := distillation.kd_digits merging.digits_merge scaling.language_models \
     unlearning.npo_tofu unlearning.saliency_masks unlearning.latent_adversarial
 
 aot: $(STAMP) $(LIBTPU)/.installed ## compile smoke presets, and what tests ask for, for TPUs that are not there

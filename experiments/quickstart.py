@@ -17,7 +17,7 @@ from kd_jax.launch.claims import Table
 
 DISTIL = "experiments.distillation.kd_digits"
 UNLEARN = "experiments.unlearning.npo_tofu"
-MERGE = "experiments.merging.ties_digits"
+MERGE = "experiments.merging.digits_merge"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def _rows(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """One line a kind of work: what was done, what is better when, before and after."""
     digits = found[DISTIL]["values"]["accuracy"]["digits"]
     models = found[UNLEARN]["values"]["models"]
-    merged = found[MERGE]["values"]["normalised"]
+    merged = found[MERGE]["values"]["methods"]["unsearched"]
 
     def mean(values: Sequence[float]) -> str:
         return f"{sum(values) / len(values):.1f} %"
@@ -85,8 +85,8 @@ def _rows(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
         {
             "work": "merge: two specialists become one net (TIES)",
             "measure": "accuracy kept of the specialists' (higher)",
-            "before": f"pretrained {mean(merged['pretrained'])}",
-            "after": f"merged {mean(merged['TIES'])}",
+            "before": f"pretrained {mean(merged['pretrained']['2'])}",
+            "after": f"merged {mean(merged['TIES']['2'])}",
         },
     ]
 

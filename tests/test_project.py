@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -100,7 +101,8 @@ def test_every_field_of_a_config_is_read(name):
 
     def unread(config) -> list[str]:
         fields = dataclasses.fields(config)
-        own = [f.name for f in fields if f.name not in read]
+        beside = _attributes(Path(inspect.getfile(type(config))).parent)
+        own = [f.name for f in fields if f.name not in read | beside]
         parts = [getattr(config, f.name) for f in fields]
         ours = [x for x in parts if type(x).__module__.startswith("experiments.")]
         return own + [field for x in ours if dataclasses.is_dataclass(x) for field in unread(x)]

@@ -1,4 +1,4 @@
-"""Small plots for results: lines with intervals, bars with intervals, trade-offs.
+"""Small plots for results: lines and bars with intervals, trade-offs, heat maps.
 
 Sized for a README, colours that stay apart for colour-blind readers (Okabe and Ito), and never by
 colour alone: series differ in marker and dash too. Legends stand below the axes, not over data.
@@ -64,6 +64,8 @@ def lines(
         _reference(axes, reference)
         if log_x:
             axes.set_xscale("log")
+        elif all(float(at).is_integer() for line in series.values() for at in line.x):
+            axes.locator_params(axis="x", integer=True)
         if log_y:
             axes.set_yscale("log")
     return Path(path)
@@ -146,6 +148,43 @@ def ranking(
         axes.invert_yaxis()
         if reference is not None and math.isfinite(reference[1]):
             axes.axvline(reference[1], color="#555555", lw=1, linestyle=":", label=reference[0])
+    return Path(path)
+
+
+def heatmap(
+    path: str | Path,
+    values: Mapping[str, Mapping[str, float]],
+    *,
+    x: str = "",
+    y: str = "",
+    title: str = "",
+    digits: int = 0,
+    low: float | None = None,
+    high: float | None = None,
+) -> Path:
+    """A cell for each {row: {column: number}}, coloured and written out; missing ones stay empty.
+
+    low, high: the ends of the colours, by default the smallest and largest number.
+    """
+    columns = list(dict.fromkeys(name for row in values.values() for name in row))
+    cells = np.array([[row.get(c, math.nan) for c in columns] for row in values.values()])
+    ends = [np.nanmin(cells) if low is None else low, np.nanmax(cells) if high is None else high]
+    # Wide enough for the numbers, high enough for the names.
+    size = (2.6 + 0.75 * len(columns), 1.3 + 0.3 * len(values))
+    with _figure(path, size) as figure:
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        axes.imshow(cells, cmap="cividis", vmin=ends[0], vmax=ends[1], aspect="auto")
+        turn, side = (30, "right") if max(map(len, columns)) > 6 else (0, "center")
+        axes.set_xticks(range(len(columns)), columns, rotation=turn, ha=side)
+        axes.set_yticks(range(len(values)), list(values))
+        axes.set(xlabel=x, ylabel=y)
+        axes.set_title(title, loc="left", fontsize=11)
+        for (i, j), value in np.ndenumerate(cells):
+            if math.isfinite(value):
+                dark = value < np.mean(ends)
+                text = f"{value:.{digits}f}"
+                axes.text(j, i, text, ha="center", va="center", color="w" if dark else "k")
     return Path(path)
 
 

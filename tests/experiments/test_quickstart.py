@@ -14,7 +14,9 @@ FOUND = {
             "npo_rt": [{"forget_probability": 0.1, "retain_probability": 0.7}],
         }
     },
-    quickstart.MERGE: {"normalised": {"pretrained": [30.0], "TIES": [75.5]}},
+    quickstart.MERGE: {
+        "methods": {"unsearched": {"pretrained": {"2": [30.0]}, "TIES": {"2": [75.5]}}}
+    },
 }
 
 
@@ -35,7 +37,7 @@ def started(monkeypatch):
 
 def test_it_distils_unlearns_and_merges_each_in_a_folder_of_its_own(started, tmp_path, capsys):
     assert quickstart.main(["--workdir", str(tmp_path)]) == 0
-    names = ("kd_digits", "npo_tofu", "ties_digits")
+    names = ("kd_digits", "npo_tofu", "digits_merge")
     assert [(n.rsplit(".")[-1], p, f) for n, p, f in started] == [
         (name, "smoke", tmp_path / name) for name in names
     ]

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from kd_jax.launch.claims import Effect
-from kd_jax.launch.plots import COLOURS, Line, bars, before_after, lines, ranking, trade_off
+from kd_jax.launch.plots import (
+    COLOURS,
+    Line,
+    bars,
+    before_after,
+    heatmap,
+    lines,
+    ranking,
+    trade_off,
+)
 
 
 def colours_in(path) -> set[tuple[int, ...]]:
@@ -90,6 +99,18 @@ def test_a_ranking_has_a_bar_for_each_name_the_first_at_the_top(tmp_path):
     (cut,) = np.flatnonzero(np.diff(rows) > 1)  # two bars and a space between
     upper, lower = blue[rows[: cut + 1]].sum(1).max(), blue[rows[cut + 1 :]].sum(1).max()
     np.testing.assert_allclose(lower / upper, 4.0, rtol=0.05)
+
+
+def test_a_heat_map_colours_its_cells_by_their_numbers(tmp_path):
+    values = {"TIES": {"a": 0.0, "b": 50.0}, "average": {"a": 100.0}}
+    path = heatmap(tmp_path / "plot.png", values, title="accuracy")
+    found = colours_in(path)
+    low, high = (0, 34, 78), (254, 232, 56)  # the ends of the colours
+    middle = (124, 123, 120)
+    for colour in (low, high, middle):
+        assert min(max(abs(a - b) for a, b in zip(c, colour, strict=True)) for c in found) <= 3
+    fixed = colours_in(heatmap(tmp_path / "fixed.png", values, low=-100.0, high=200.0))
+    assert not {low, high} & fixed
 
 
 def test_beyond_eight_series_no_two_look_alike():

@@ -1,0 +1,1 @@
+"""What the experiments of merging share that train language models; no experiment itself."""
