@@ -60,9 +60,9 @@ CLAIMS = (
         "negligible",
         _of(lambda x: x["residue"][:, 1]),
         below(0.5),
-        "A patch of rank 8 for a task that the model does not know: two trainings find patches as far "
-        "apart as either is long, and both do the task. Other ranks, and a task nearer to the text, "
-        "were not tried.",
+        "A patch of rank 8 for a task that the model does not know: two trainings find patches as "
+        "far apart as either is long, and both do the task. Other ranks, and a task nearer to the "
+        "text, were not tried.",
     ),
 )
 
