@@ -7,4 +7,7 @@ coefficients, so that learned merging is `merge(frozen["taus"], params["lam"])`.
 
 Only floating leaves can be merged; counters and position ids are taken out first with
 `kd_jax.trees.partition` and put back with `kd_jax.trees.combine`.
+
+Checkpoints on disk are merged by `kd_jax.merging.disk`, without JAX; what both compute alike is in
+`kd_jax.merging.formulas`.
 """
