@@ -15,7 +15,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup quickstart test processes smoke lint typecheck format docs report publish aot plans bench clean
+.PHONY: help setup quickstart test slow processes smoke lint typecheck format docs report publish aot plans bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,8 +36,11 @@ quickstart: $(STAMP) ## distil, unlearn and merge in small, under three minutes 
 # worksteal keeps the tests of a file, which share compiled programs, mostly on one worker.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal
 
-test: $(STAMP) ## run the tests but those of `processes`; WORKERS=n for n processes
-	$(PYTEST) -n $(WORKERS) -m "not multiprocess"
+test: $(STAMP) ## run the tests but those of `slow` and `processes`; WORKERS=n for n processes
+	$(PYTEST) -n $(WORKERS) -m "not multiprocess and not slow"
+
+slow: $(STAMP) ## run the tests that take over ten seconds each
+	$(PYTEST) -n $(WORKERS) -m "slow and not multiprocess"
 
 processes: $(STAMP) ## run the tests that start several processes of jax, one after the other
 	$(PYTEST) -n 0 -m multiprocess

@@ -20,6 +20,7 @@ from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.stages import materialise
 from kd_jax.trees import flatten
 
+pytestmark = pytest.mark.slow  # all together
 # Objectives that differ in what they sum: sequences and tokens, KL to a reference, hidden states
 # and a vector in carry, a divergence of means over the batch, a dual variable in carry.
 KINDS = ("npo_kl", "simnpo", "rmu", "undial", "flat", "pdu")

@@ -174,6 +174,7 @@ def test_breadcrumbs_refuse_bad_values(flag, value):
     assert flag in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

@@ -123,6 +123,7 @@ def test_claims_on_searches_made_by_hand(tmp_path):
     assert verdicts(evolve_digits, results) == ["fails"] * 6
 
 
+@pytest.mark.slow
 def test_a_run_of_two_steps_reads_every_field_of_the_config(tmp_path):
     config = dataclasses.replace(
         SMOKE, width=4, hidden=4, depth=2, steps=2, generations=2, population=4, flow_generations=2,

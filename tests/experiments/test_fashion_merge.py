@@ -148,6 +148,7 @@ def test_claims_on_results_made_by_hand(tmp_path, better, verdict):
     assert all(Path(path).exists() for path in found.plots.values())
 
 
+@pytest.mark.slow
 def test_a_run_of_two_steps_reads_every_field_of_the_config(tmp_path, monkeypatch):
     # Run by test_digits_merge; here it would take long to compile.
     canned = made(0.0, 0)["merged_0"]

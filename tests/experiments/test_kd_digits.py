@@ -126,6 +126,7 @@ def test_claims_on_results_made_by_hand(tmp_path, alone, taught, verdict):
     assert results.plots["accuracy"].exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_two_steps_reads_every_field_of_the_config(tmp_path):
     config = dataclasses.replace(
         SMOKE,

@@ -48,6 +48,7 @@ def test_a_row_of_random_text_is_the_same_in_any_process():
     assert not np.array_equal(forget["inputs"], source(4, slice(0, 8))["forget"]["inputs"])
 
 
+@pytest.mark.slow
 def test_a_run_of_two_steps_reads_every_field_and_measures_its_speed(tmp_path):
     def execute(config):
         run.execute(language_models, NAME, "smoke", config, tmp_path)

@@ -118,6 +118,7 @@ def test_claims(four_images, tmp_path):
     assert verdicts(muscle_flips, results)[0] == "inconclusive"  # of no flips there is no share
 
 
+@pytest.mark.slow
 def test_a_run_of_two_steps_reads_every_field_of_the_config(tmp_path, monkeypatch):
     one = {"muscle": versions.ARMS["muscle"]}
     monkeypatch.setattr(muscle_flips, "ARMS", one)

@@ -44,6 +44,7 @@ def own_data(folder):
     return dataclasses.replace(cli.parse(npo_tofu, NAME, argv).config, decoder=model)
 
 
+@pytest.mark.slow
 def test_ones_own_data_from_end_to_end(tmp_path):
     own = own_data(tmp_path)
     # Of the methods few, to save time, but with every kind of part.

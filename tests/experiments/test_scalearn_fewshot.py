@@ -188,6 +188,7 @@ def test_claims_on_accuracies_made_by_hand(tmp_path):
     assert verdicts(scalearn_fewshot, results) == ["holds", "not tested", "not tested", "holds"]
 
 
+@pytest.mark.slow
 def test_a_run_of_two_steps_reads_every_field_of_the_config(tmp_path):
     config = dataclasses.replace(
         SMOKE, methods=("vectors",), depth=1, width=4, hidden=4, adapter=2, pretraining_steps=2,

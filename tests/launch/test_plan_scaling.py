@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import json
 import jax
@@ -33,6 +35,7 @@ print(json.dumps([rows, by_compiler]))
 """
 
 
+@pytest.mark.slow
 def test_from_8_to_64():
     made = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, timeout=300

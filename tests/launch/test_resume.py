@@ -24,6 +24,7 @@ def metrics(folder):
     return [{k: v for k, v in record.items() if k not in MEASURED} for record in records]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
 def test_killed_at_random_times_it_ends_with_the_same_bits(tmp_path, seed):
     script = str(TESTS / "support" / "kill_sweep.py")
