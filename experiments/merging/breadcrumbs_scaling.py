@@ -9,7 +9,7 @@ merged model's over the specialist's, a mean over tasks.
 Claim: as tasks are added, breadcrumbs lose less for want of tuning than task arithmetic does.
 
     python -m experiments.merging.breadcrumbs_scaling smoke     # three tasks, two seeds: 12 s
-    python -m experiments.merging.breadcrumbs_scaling laptop    # six tasks, six seeds: 3 minutes
+    python -m experiments.merging.breadcrumbs_scaling laptop    # six tasks, six seeds: 4 minutes
 
 Measured at `laptop` (two CPU cores, 2026-11): no. With the scale of two tasks, six specialists keep
 63 % with breadcrumbs, 67 % with task arithmetic and 75 % with TIES; chosen anew 81, 81 and 83 %.

@@ -11,7 +11,7 @@ that come from different initial weights.
 Claim: averages of one start are as good as the best of a sweep, averages of several are useless.
 
     python -m experiments.merging.fashion_merge smoke     # generated images, two tasks: 12 s
-    python -m experiments.merging.fashion_merge laptop    # Fashion-MNIST, four tasks: 8 minutes
+    python -m experiments.merging.fashion_merge laptop    # Fashion-MNIST, four tasks: 5 minutes
 
 `laptop` needs Fashion-MNIST (environment KD_JAX_DATA, --folder or a download).
 """

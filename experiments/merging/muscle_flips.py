@@ -11,7 +11,7 @@ Claim: negative flips become 10 to 40 % fewer without a loss of accuracy; copyin
 where the learner is wrong is better than where the old one is right, and than everywhere.
 
     python -m experiments.merging.muscle_flips smoke     # digits, two seeds: 15 s
-    python -m experiments.merging.muscle_flips laptop    # digits and Fashion-MNIST: 4 minutes
+    python -m experiments.merging.muscle_flips laptop    # digits and Fashion-MNIST: 7 minutes
 
 `laptop` needs Fashion-MNIST (environment KD_JAX_DATA or a download).
 

@@ -12,7 +12,7 @@ Claim: scales are as good as attention fusion with a fraction of its numbers, an
 task's own adapter.
 
     python -m experiments.merging.scalearn_fewshot smoke     # two seeds: 15 s
-    python -m experiments.merging.scalearn_fewshot laptop    # ten seeds: 4 minutes
+    python -m experiments.merging.scalearn_fewshot laptop    # ten seeds: 11 minutes
 
 Measured at `laptop` (two CPU cores, 2026-11): vectors of scales are 2.6 points better than the
 task's own adapter, and 2.1 better than fusion with 38 times as many numbers; one vector for all

@@ -13,7 +13,7 @@ Measured at `laptop` (two CPU cores, 2026-11): the mean keeps half (0.53 of 0.99
 keeps less, not more (0.24): it overshoots, task vectors at a scale of 0.4 keep 0.57.
 
     python -m experiments.merging.smollm_merge smoke     # generated authors, a small LM: 10 s
-    python -m experiments.merging.smollm_merge laptop    # SmolLM2-135M, real TOFU: 15 minutes
+    python -m experiments.merging.smollm_merge laptop    # SmolLM2-135M, real TOFU: 40 minutes
     python -m experiments.merging.smollm_merge laptop --model FOLDER --authors.each 2
 
 `laptop` needs the TOFU files (environment KD_JAX_DATA, or --authors.folder) and the model

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.evaluation.intervals import mean_interval
 from kd_jax.launch import plots
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Effect, Results, Table
+from kd_jax.launch.effects import over_seeds, shown
 
 MEASURES = {
     "nll": "held-out text: NLL",
@@ -20,18 +20,6 @@ MEASURES = {
     "own_forward": "own text: KL(teacher || student)",
     "own_reverse": "own text: KL(student || teacher)",
 }
-
-
-def over_seeds(values: Sequence[float]) -> Effect:
-    """The mean with Student's interval; a single value has none, which reads [v, v]."""
-    if len(values) == 1:
-        return Effect(values[0], values[0], values[0])
-    return Effect(*mean_interval(np.asarray(values)))
-
-
-def shown(effect: Effect) -> Effect | float:
-    """For tables: a figure without an interval is a plain number."""
-    return effect if effect.low < effect.high else effect.estimate
 
 
 def better(first: str, second: str, measure: str) -> Callable[[Results], Effect | None]:

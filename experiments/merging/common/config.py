@@ -44,11 +44,11 @@ class OfImages(Settings):
 
     @property
     def benchmark(self) -> Benchmark:
-        raise NotImplementedError
+        raise NotImplementedError("an experiment's config says of which images and model")
 
     @property
     def architecture(self) -> Mapping[str, Any]:
-        raise NotImplementedError
+        raise NotImplementedError("an experiment's config says of which images and model")
 
     @property
     def pretraining(self) -> tuple[float, int]:

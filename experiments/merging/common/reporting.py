@@ -5,14 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.evaluation.intervals import mean_interval
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Effect, Results
-
-
-def over_seeds(values: Sequence[float] | np.ndarray) -> Effect:
-    """The mean of one value a seed, with Student's interval."""
-    return Effect(*mean_interval(np.asarray(values)))
+from kd_jax.launch.effects import over_seeds
 
 
 def line(x: Sequence[float], values: Sequence[Sequence[float]] | np.ndarray) -> plots.Line:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from kd_jax.evaluation import membership, tofu
-from kd_jax.evaluation.intervals import bootstrap_interval, mean_interval
+from kd_jax.evaluation.intervals import bootstrap_interval
 from kd_jax.launch import plots
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Effect, Results, Table
+from kd_jax.launch.effects import over_seeds, shown
 
 Artefacts = Mapping[str, Artefact]
 
@@ -49,18 +50,6 @@ def read_effect(name: str) -> Callable[[Results], Effect | None]:
 def scores(artefacts: Artefacts, name: str, seeds: Iterable[int]) -> list[Artefact]:
     """The scores of a model in each repetition."""
     return [artefacts[f"{name}_{seed}_score"] for seed in seeds]
-
-
-def over_seeds(values: Sequence[float]) -> Effect:
-    """The mean with Student's interval; a single value has none, which reads [v, v]."""
-    if len(values) == 1:
-        return Effect(values[0], values[0], values[0])
-    return Effect(*mean_interval(np.asarray(values)))
-
-
-def shown(effect: Effect) -> Effect | float:
-    """For tables: a figure without an interval is a plain number."""
-    return effect if effect.low < effect.high else effect.estimate
 
 
 def figure(found: Sequence[Artefact], name: str) -> Effect | None:

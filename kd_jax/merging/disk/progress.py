@@ -1,57 +1,50 @@
 """A line on a terminal with what is done, the speed and the time left."""
 
+import contextlib
 import sys
 import threading
 import time
-from types import TracebackType
-
-_WIDTH = 30
+from collections.abc import Callable, Iterator
 
 
 class Progress:
-    """with Progress(total, quiet=False) as progress: progress.add(bytes)
+    """done: bytes so far; any thread may add. show(done) is called after each addition."""
 
-    total: bytes that will be read and written. Nothing is drawn when `quiet`, or where standard
-    error is no terminal. Any thread may add.
-    """
-
-    def __init__(self, total: int, *, quiet: bool):
+    def __init__(self, show: Callable[[int], None] = lambda done: None):
         self.done = 0
-        self._total = max(total, 1)
+        self._show = show
         self._lock = threading.Lock()
         self._start = time.monotonic()
-        self._drawn = 0.0
-        self._quiet = quiet or not sys.stderr.isatty()
 
     def add(self, count: int) -> None:
         with self._lock:
             self.done += count
-            if not self._quiet and time.monotonic() - self._drawn > 0.1:
-                self._drawn = time.monotonic()
-                self._draw()
+            self._show(self.done)
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._start
 
-    def _draw(self) -> None:
-        share = min(self.done / self._total, 1.0)
-        speed = self.done / max(self.seconds, 1e-9)
-        left = round((self._total - self.done) / max(speed, 1.0))
-        bar = "#" * round(share * _WIDTH)
-        line = f"{share:4.0%} |{bar:<{_WIDTH}}| {self.done / 1e9:.2f}/{self._total / 1e9:.2f} GB, "
-        sys.stderr.write(f"\r{line}{speed / 1e9:.2f} GB/s, {left // 60}:{left % 60:02} left ")
-        sys.stderr.flush()
 
-    def __enter__(self) -> "Progress":
-        return self
+@contextlib.contextmanager
+def drawn(total: int, *, quiet: bool) -> Iterator[Progress]:
+    """A `Progress` towards `total` bytes, read and written, as a bar.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._quiet:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+    Nothing is drawn when `quiet`, or where standard error is no terminal.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield Progress()
+        return
+    # Imported where it is used: it takes as long as all else that a merge imports but NumPy.
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("merge", total=total)
+        yield Progress(lambda done: bar.update(task, completed=done))

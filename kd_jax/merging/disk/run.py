@@ -15,7 +15,7 @@ from kd_jax.merging.disk.folder import Folder
 from kd_jax.merging.disk.inputs import identity, open_models
 from kd_jax.merging.disk.methods import METHODS
 from kd_jax.merging.disk.plan import make_plan
-from kd_jax.merging.disk.progress import Progress
+from kd_jax.merging.disk.progress import drawn
 from kd_jax.merging.disk.recipe import read_recipe
 from kd_jax.merging.disk.shards import cut_shards
 from kd_jax.merging.disk.tokenizers import check_tokenizers
@@ -85,7 +85,7 @@ def merge(
         early = files if hashes and processes == 1 else []
         moved = sum(traffic(task) for shard in mine for task in shard.tasks)
         total = moved + sum(path.stat().st_size for path in early)
-        with Progress(total, quiet=quiet) as progress:
+        with drawn(total, quiet=quiet) as progress:
             jobs = found.jobs(early, progress.add)
             for shard in mine:
                 writers.append(Writer(folder.path, shard))
