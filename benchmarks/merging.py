@@ -2,9 +2,9 @@
 
 Three inputs of 120M parameters (a base and two others; two for SLERP), warm files. ms/GB is of the
 bytes read, each once, and written. The limits on the ratio: 2 for linear and task arithmetic, 3 for
-SLERP, 5 for TIES, DARE and breadcrumbs. The copy is one process of `shutil.copyfile` and, as ours
-does, waits until its output is on the disk. Neither hashes what it reads, but in the row that says
-so: the inputs' SHA-256 for the model card are the command's default.
+SLERP, 5 for TIES, DARE and breadcrumbs. The copy is one process of `shutil.copyfile`, which does not
+wait until its output is on the disk, as ours does. Neither hashes what it reads, but in the row that
+says so: the inputs' SHA-256 for the model card are the command's default.
 """
 
 import subprocess
@@ -24,13 +24,11 @@ from kd_jax.formats.huggingface import write_folder
 from kd_jax.formats.tensors import LazyTensor, from_array
 
 WIDTH, LAYERS, ROWS = 768, 10, 50_000  # of GPT-2's shapes: 120M parameters
-ROUNDS = 3
+ROUNDS = 5
 COPY = """
-import os, shutil, sys
+import shutil, sys
 for source, target in zip(sys.argv[1::2], sys.argv[2::2]):
     shutil.copyfile(source, target)
-    with open(target, "rb") as file:
-        os.fsync(file.fileno())
 """
 SPARSE = {"weight": 0.5, "density": 0.2}
 METHODS: dict[str, dict[str, Any]] = {

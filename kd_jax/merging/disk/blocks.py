@@ -200,11 +200,19 @@ class Work:
 
 
 def write_at(descriptor: int, offset: int, array: np.ndarray) -> None:
-    """Write a contiguous array's bytes to a file; WriteFailed when that fails."""
+    """Write a contiguous array's bytes to a file; WriteFailed when that fails.
+
+    The system is told to start bringing them to the disk, so that little is left to wait for when
+    the file is synchronised.
+    """
     view = array.view(np.uint8).data
+    size, at = len(view), offset
     try:
         while len(view):
-            count = os.pwrite(descriptor, view, offset)
-            view, offset = view[count:], offset + count
+            count = os.pwrite(descriptor, view, at)
+            view, at = view[count:], at + count
+        if hasattr(os, "posix_fadvise"):
+            # Linux starts to write what it is to forget, and does not forget what it has to write.
+            os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
     except OSError as error:
         raise WriteFailed(f"the output cannot be written ({error.strerror})") from None

@@ -1,7 +1,6 @@
 """What stands beside the weights: config, tokeniser, and a README of where they come from."""
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kd_jax import __version__
 from kd_jax.formats.huggingface import INDEX
 from kd_jax.merging.disk.inputs import Model
 from kd_jax.merging.disk.plan import Plan
@@ -71,7 +71,7 @@ def model_card(
     lines = [
         f"---\nlibrary_name: transformers\nbase_model:\n{named}\ntags:\n- merge\n- kd_jax\n---\n",
         "# A merge of models\n",
-        f"Merged by `{recipe.method}` with kd_jax {_version()} (NumPy {np.__version__}, Python "
+        f"Merged by `{recipe.method}` with kd_jax {__version__} (NumPy {np.__version__}, Python "
         f"{platform.python_version()}). Arithmetic in float32.\n",
         "## Inputs\n",
         "| model | file | bytes | SHA-256 |",
@@ -91,10 +91,3 @@ def model_card(
         fence += "`"
     lines += ["\n## Recipe\n", f"{fence}yaml", recipe.text.rstrip("\n"), fence]
     return "\n".join(lines) + "\n"
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("kd_jax")
-    except importlib.metadata.PackageNotFoundError:  # run from a folder of sources
-        return "(not installed)"

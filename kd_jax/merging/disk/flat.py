@@ -20,7 +20,7 @@ from kd_jax.merging.disk.sparsify import LargestMask, Masks, Sparse
 from kd_jax.merging.disk.task import Task
 from kd_jax.merging.disk.task_vectors import merge_task_vectors
 
-_PLACES = 512  # of the sample
+_PLACES = 256  # of the sample
 
 
 def with_flat_thresholds(tasks: Sequence[Task], cuts: Sequence[Cut | None]) -> list[Task]:

@@ -16,7 +16,8 @@ import numpy as np
 MAGNITUDE = np.uint32(0x7FFF_FFFF)  # all bits of a float32 but its sign
 _BINS = 1 << 16
 _SMALL = 1 << 18  # so many numbers are collected whatever their share
-_MARGIN = 0.02  # of the sample, on either side of the rank
+_ERRORS = 5  # standard errors of the sample, on either side of the rank, that are collected
+_MARGIN = 0.02  # but no more of all numbers than this
 
 
 class Cut(NamedTuple):
@@ -33,8 +34,10 @@ class Cut(NamedTuple):
 class Selection:
     """Finds the k-th largest of `size` magnitudes, 1 <= k <= size.
 
-    sample: some of the magnitudes, to start from; None where there are few. Feed every block, then
-    `finish`; until `cut` is set, feed all of them again. Threads may feed at the same time.
+    sample: some of the magnitudes, to start from, [places, n]: n numbers that lie together are
+    alike, and how much the places differ tells how far to trust it. None where there are few.
+    Feed every block, then `finish`; until `cut` is set, feed all of them again. Threads may feed at
+    the same time.
     """
 
     def __init__(self, size: int, k: int, sample: np.ndarray | None = None):
@@ -63,7 +66,8 @@ class Selection:
             above = bits > self._high
             over = int(np.count_nonzero(above))
             inside ^= above  # what is above is not under
-        found = bits[inside]
+        # Where few are taken, faster than an index: no branch for each number.
+        found = np.compress(inside, bits)
         if self._collected is None:
             counts = np.bincount((found - self._low) >> np.uint32(self._shift), minlength=_BINS)
         with self._lock:
@@ -111,14 +115,19 @@ class Selection:
 
 def _bracket(sample: np.ndarray, share: float) -> tuple[int, int]:
     """Bits between which the number is that a share of all reaches, going by a sample."""
-    last = len(sample) - 1
-    upper, lower = (
-        min(max(round((1.0 - share + margin) * last), 0), last) for margin in (_MARGIN, -_MARGIN)
-    )
-    parted = np.partition(sample, sorted({lower, upper}))
-    low = int(parted[lower]) if lower > 0 else 0
-    high = int(parted[upper]) if upper < last else int(MAGNITUDE)
-    return low, high
+    flat = sample.ravel()
+    last = len(flat) - 1
+
+    def place(share: float) -> int:
+        return min(max(round((1.0 - share) * last), 0), last)
+
+    def value(place: int) -> int:
+        return int(np.partition(flat, place)[place])  # two at once would take far longer
+
+    error = float((sample > value(place(share))).mean(1).std()) / len(sample) ** 0.5
+    margin = min(_ERRORS * error + 1.0 / len(flat), _MARGIN)
+    lower, upper = place(share + margin), place(share - margin)
+    return value(lower) if lower > 0 else 0, value(upper) if upper < last else int(MAGNITUDE)
 
 
 class Largest:

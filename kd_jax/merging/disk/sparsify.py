@@ -17,7 +17,8 @@ from kd_jax.merging.disk.random_bits import Bernoulli, stream
 from kd_jax.merging.disk.selection import MAGNITUDE, Cut, Largest, Selection
 from kd_jax.merging.disk.task import Task
 
-_CHUNK, _CHUNKS = 512, 32  # of a sample: so many elements at so many places
+# Of a sample: so many elements together, a place for so many elements, at most so many places.
+_CHUNK, _EACH, _PLACES = 2048, 1 << 16, 64
 
 
 @runtime_checkable
@@ -220,17 +221,22 @@ def feed(task: Task, work: Work, selections: Sequence[tuple[int, Selection]]) ->
 
 
 def sample(
-    task: Task, work: Work, models: Sequence[int], chunks: int = _CHUNKS
+    task: Task, work: Work, models: Sequence[int], places: int | None = None
 ) -> dict[int, np.ndarray]:
-    """Some magnitudes of these models' task vectors, from so many places; {} of a small tensor."""
-    if task.size < 16 * _CHUNK * chunks or not chunks:
+    """[places, elements]: magnitudes of these models' task vectors; {} of a small tensor.
+
+    places: how many, by default as many as one tensor by itself needs.
+    """
+    if places is None:
+        places = min(task.size // _EACH, _PLACES)
+    if task.size < 16 * _CHUNK * places or places < 2:
         return {}
     assert task.base is not None
-    found: dict[int, list[np.ndarray]] = {n: [] for n in models}
-    for i in range(chunks):
-        start = i * (task.size - _CHUNK) // max(chunks - 1, 1)
+    found = {n: np.empty((places, _CHUNK), np.uint32) for n in models}
+    for i in range(places):
+        start = i * (task.size - _CHUNK) // (places - 1)
         base = work.read("base", task.base, start, start + _CHUNK)
-        for n, parts in found.items():
+        for n, out in found.items():
             x = delta(task, work, n, base, start, start + _CHUNK)
-            parts.append(magnitudes(work, x).copy())
-    return {n: np.concatenate(parts) for n, parts in found.items()}
+            out[i] = magnitudes(work, x)
+    return found

@@ -66,7 +66,7 @@ def test_with_a_good_sample_one_pass_is_enough(small, share):
     x = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
     bits = bits_of(x)
     k = int(share * len(x))
-    select = Selection(len(x), k, bits[::40])
+    select = Selection(len(x), k, bits[::40].reshape(50, 100))
     assert passes(select, blocks_of(bits, 4096)) == 1
     assert select.cut.bits == np.sort(bits)[len(x) - k]
 
@@ -78,7 +78,7 @@ def test_with_a_good_sample_one_pass_is_enough(small, share):
 def test_without_or_with_a_misleading_sample_it_is_exact_all_the_same(small, sample, k):
     x = np.random.default_rng(1).standard_normal(50_000).astype(np.float32)
     bits = bits_of(x)
-    select = Selection(len(x), k, None if sample is None else bits_of(sample))
+    select = Selection(len(x), k, None if sample is None else bits_of(sample).reshape(5, 10))
     assert passes(select, blocks_of(bits, 4096)) <= 4
     assert select.cut.bits == np.sort(bits)[len(x) - k]
 
@@ -86,7 +86,7 @@ def test_without_or_with_a_misleading_sample_it_is_exact_all_the_same(small, sam
 def test_many_equal_numbers_are_not_collected(small):
     x = np.repeat(np.float32([3.0, 1.0, 0.0]), [100, 40_000, 10_000])
     bits = bits_of(x)
-    select = Selection(len(x), 1000, bits[::50])
+    select = Selection(len(x), 1000, bits[::50].reshape(6, -1))
     assert passes(select, blocks_of(bits, 4096)) > 1
     assert (select.cut.ties, select.cut.all_ties) == (900, False)
     assert np.uint32(select.cut.bits).view(np.float32) == 1.0
