@@ -2,11 +2,12 @@
 
 Three inputs of 120M parameters (a base and two others; two for SLERP), warm files. ms/GB is of the
 bytes read, each once, and written. The limits on the ratio: 2 for linear and task arithmetic, 3 for
-SLERP, 5 for TIES, DARE and breadcrumbs. The copy is one process of `shutil.copyfile`, which does not
-wait until its output is on the disk, as ours does. Neither hashes what it reads, but in the row that
-says so: the inputs' SHA-256 for the model card are the command's default.
+SLERP, 5 for TIES, DARE and breadcrumbs. The copy is one process of `shutil.copyfile`; it does not
+wait until its output is on the disk, as ours does. Neither hashes what it reads, but in the row
+that says so: the inputs' SHA-256 for the model card are the command's default.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def rows() -> list[Row]:
             folder = Path(name)
             for seed, model in enumerate(("base", "one", "two")):
                 _write(folder / model, dtype, seed)
+            os.sync()  # or the inputs would be on their way to the disk while we measure
             copied = ("base", "one")
             size = 2 * sum((folder / m / "model.safetensors").stat().st_size for m in copied)
             for method, parameters in METHODS.items():
