@@ -6,7 +6,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kd_jax.losses import _checks
-from kd_jax.losses.preference import dpo
+from kd_jax.losses.preference.margin import dpo
+from kd_jax.losses.preference.pairs import Pairs, without_reference
 
 
 def gradient_ascent(token_log_probs: Float[Array, "B T"]) -> Float[Array, "B T"]:
@@ -130,8 +131,8 @@ def refusal_preference(
     0.1 in the paper. Nothing is stopped: the objective stops the reference. Source: Zhang et al.
     2024, arXiv 2404.05868 (IDK as DPO); TOFU's own version is without the factor 2 / beta.
     """
-    logp = (policy_refusal, policy_answer, reference_refusal, reference_answer)
-    return dpo(*logp, beta=beta) * (2.0 / beta)
+    pairs = Pairs(policy_refusal, policy_answer, reference_refusal, reference_answer)
+    return dpo(pairs, beta=beta) * (2.0 / beta)
 
 
 def answer_preservation(
@@ -144,8 +145,7 @@ def answer_preservation(
     (1 / beta) log 2 where both are equally likely. beta > 0. Source: Yuan et al. 2024, arXiv
     2410.08109 (IDK+AP), and its released code.
     """
-    none = jnp.zeros(policy_answer.shape)
-    return dpo(policy_answer, policy_refusal, none, none, beta=beta) / beta
+    return dpo(without_reference(Pairs(policy_answer, policy_refusal)), beta=beta) / beta
 
 
 def _per_token(logp: jax.Array, tokens: jax.Array) -> jax.Array:

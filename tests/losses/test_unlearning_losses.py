@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kd_jax.losses.classification import cross_entropy, label_log_probs
 from kd_jax.losses.divergences import forward_kl
-from kd_jax.losses.preference import dpo
+from kd_jax.losses.preference.margin import dpo
+from kd_jax.losses.preference.pairs import Pairs
 from kd_jax.losses.unlearning import (
     answer_preservation,
     gradient_ascent,
@@ -116,7 +117,7 @@ def test_npo_is_dpo_without_the_winner():
     zeros = jnp.zeros(3)
     np.testing.assert_allclose(
         npo(POLICY, REFERENCE, beta=0.3),
-        2 / 0.3 * dpo(zeros, POLICY, zeros, REFERENCE, beta=0.3),
+        2 / 0.3 * dpo(Pairs(zeros, POLICY, zeros, REFERENCE), beta=0.3),
         rtol=1e-6,
     )
 
