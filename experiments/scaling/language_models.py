@@ -31,11 +31,12 @@ from kd_jax.launch.claims import Results, Table
 from kd_jax.launch.config import Settings, check_positive, not_identity
 from kd_jax.launch.mesh import MeshConfig
 from kd_jax.launch.stages import Stage, Training
+from kd_jax.losses.preference.margin import dpo
 from kd_jax.models import decoder, sizes
 from kd_jax.models.decoder import DecoderConfig
 from kd_jax.objectives.combinators import add, on
 from kd_jax.objectives.distil import distil, soft_tokens, tokens
-from kd_jax.objectives.prefer import direct_preference
+from kd_jax.objectives.prefer import prefer
 from kd_jax.objectives.references import online
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import next_token_nll
@@ -92,7 +93,8 @@ def _npo(config: Config) -> Objective:
 
 def _dpo(config: Config) -> Objective:
     model = decoder.decoder(_trained(config))
-    return direct_preference(model, online(_frozen_model(config.model)), beta=0.1)
+    loss = functools.partial(dpo, beta=0.1)
+    return prefer(model, {"dpo": loss}, online(_frozen_model(config.model)))
 
 
 def _kd(config: Config) -> Objective:

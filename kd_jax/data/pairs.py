@@ -32,6 +32,20 @@ def collate_pairs(
     }
 
 
+def mismatched(examples: Sequence[collate.Example]) -> list[collate.Example]:
+    """Each prompt with the answer of the next example, the last one's with the first's: for KTO.
+
+    The examples are those of a batch, two or more: ValueError for a single one.
+    """
+    if len(examples) < 2:
+        raise ValueError(f"examples: got {len(examples)}, takes at least 2")
+    answers = [example.answer for example in examples]
+    return [
+        collate.Example(example.prompt, answer)
+        for example, answer in zip(examples, answers[1:] + answers[:1], strict=True)
+    ]
+
+
 def paired(**parts: sources.Source) -> sources.Source:
     """A source of {name: batch of that source} at the same step: paired(forget=..., retain=...)."""
 

@@ -65,6 +65,26 @@ def token_log_probs(
     return over_vocabulary(_label_row, head, targets, chunk=chunk)
 
 
+def forward_token_log_probs(
+    head: Head, targets: Int[Array, "B T"], *, chunk: int | None = None
+) -> Float[Array, "B T"]:
+    """`token_log_probs` for forward mode (jax.jvp), which its own gradient does not allow.
+
+    The same values, a piece at a time. Reverse mode works too, but keeps every piece's logits.
+    """
+    check_head("head", head)
+    check_targets(head, targets)
+    if isinstance(head, Logits):
+        return label_log_probs(head.z, targets)
+    cut = functools.partial(split, pieces=pieces_of(head, chunk))
+
+    def row(logits: jax.Array, targets: jax.Array, fixed: PyTree) -> jax.Array:
+        return label_log_probs(logits, targets)
+
+    values = _stream(row, cut(head.hidden), head.unembedding, curve_of(head), cut(targets), ())
+    return join(values, length=targets.shape[1])
+
+
 def token_forward_kl(
     student: Head, teacher: Head, *, temperature: ArrayLike = 1.0, chunk: int | None = None
 ) -> Float[Array, "B T"]:

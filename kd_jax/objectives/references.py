@@ -5,13 +5,14 @@ weighed targets under a model that does not learn.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
 from kd_jax.losses.sequence import sequence_log_probs
 from kd_jax.losses.streaming import token_log_probs
 from kd_jax.objectives.combinators import frozen_weights
-from kd_jax.types import Batch, Frozen, Model, Params, Policy
+from kd_jax.types import Batch, Frozen, Head, Model, Params, Policy
 
 Reference = Callable[[Params, Frozen, Batch], jax.Array]
 
@@ -24,14 +25,25 @@ def model_sequence_log_probs(
     return sequence_log_probs(token_log_probs(output.head, batch["targets"]), batch["weights"])
 
 
-def online(model: Model, policy: Policy = frozen_weights("reference")) -> Reference:
+class Online(NamedTuple):
+    """A reference that is run: its whole predictions can be asked for too."""
+
+    model: Model
+    policy: Policy
+
+    def head(self, params: Params, frozen: Frozen, batch: Batch) -> Head:
+        """Its predictions over [B, T]; no gradient."""
+        weights = self.policy(params, frozen)
+        return jax.lax.stop_gradient(self.model.apply(weights, batch).head)
+
+    def __call__(self, params: Params, frozen: Frozen, batch: Batch) -> jax.Array:
+        weights = self.policy(params, frozen)
+        return jax.lax.stop_gradient(model_sequence_log_probs(self.model, weights, batch))
+
+
+def online(model: Model, policy: Policy = frozen_weights("reference")) -> Online:
     """One more forward pass a step, of the reference weights; no gradient."""
-
-    def reference(params: Params, frozen: Frozen, batch: Batch) -> jax.Array:
-        weights = policy(params, frozen)
-        return jax.lax.stop_gradient(model_sequence_log_probs(model, weights, batch))
-
-    return reference
+    return Online(model, policy)
 
 
 def precomputed(name: str = "reference_log_probs") -> Reference:

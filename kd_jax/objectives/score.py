@@ -8,12 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.evaluation import membership, memorisation
+from kd_jax.evaluation import displacement, membership, memorisation
 from kd_jax.losses.sequence import sequence_log_probs
 from kd_jax.losses.streaming import over_vocabulary, token_log_probs, token_statistics
 from kd_jax.losses.top_k import Likeliest, likeliest
 from kd_jax.objectives.combinators import own_weights
-from kd_jax.types import Context, Model, Objective, Output, Policy, stateless
+from kd_jax.objectives.prefer import sides, stack_pairs
+from kd_jax.types import Context, Factored, Model, Objective, Output, Policy, stateless
 
 PyTree = Any
 
@@ -51,6 +52,31 @@ def answer_statistics(model: Model, *, policy: Policy = own_weights, k: float = 
             "extraction": memorisation.extraction_strength(correct, inner),
             "min_k": membership.min_k(log_probs, inner, k=k),
             "min_k_pp": membership.min_k_pp(log_probs, mean, variance, inner, k=k),
+        }
+        return Output({}, {}, rows)
+
+    return stateless(loss)
+
+
+def displacement_scores(model: Model, *, policy: Policy = own_weights) -> Objective:
+    """Rows of a batch of pairs, f32 [P]: how much probability each will displace if trained on.
+
+    "ches", "ches_normalised" and "last_state_cosine" (`evaluation.displacement`), of the last
+    hidden states of both sides, from one forward pass. The model is one before training, with a
+    `Factored` head. Never trained on.
+    """
+
+    def loss(params, carry, frozen, batch, ctx: Context) -> Output:
+        both = stack_pairs(batch)
+        head = model.apply(policy(params, frozen), both, key=ctx.key, train=ctx.train).head
+        if not isinstance(head, Factored):
+            raise ValueError("model: got a head of logits, takes one with hidden states (Factored)")
+        (chosen, rejected), (first, second) = sides(head.hidden), sides(both["weights"])
+        found = (chosen, first, rejected, second)
+        rows = {
+            "ches": displacement.ches(*found),
+            "ches_normalised": displacement.ches(*found, length_normalised=True),
+            "last_state_cosine": displacement.last_state_cosine(*found),
         }
         return Output({}, {}, rows)
 

@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 from support.bigram import bigram_model, padded, spoil, text_batch
 from support.linear import assert_trees_close
 
+from kd_jax.losses.preference.margin import dpo
 from kd_jax.objectives.combinators import add, on, scaled
 from kd_jax.objectives.distil import distil, soft_tokens, tokens
-from kd_jax.objectives.prefer import direct_preference
+from kd_jax.objectives.prefer import prefer
 from kd_jax.objectives.references import online, precomputed
 from kd_jax.objectives.score import sequence_scores
 from kd_jax.objectives.supervise import supervise
@@ -43,7 +44,7 @@ def objectives_of(model):
         "npo": npo,
         "difference": gradient_difference(model),
         "npo+rt": add({"f": on("forget", npo), "r": on("retain", scaled(kl_retain(model), 2))}),
-        "dpo": direct_preference(model, online(model), beta=0.1),
+        "dpo": prefer(model, {"dpo": functools.partial(dpo, beta=0.1)}, online(model)),
     }
 
 
@@ -178,7 +179,7 @@ def test_values_against_numpy():
 
 def test_dpo_against_numpy_and_its_metrics():
     batch = batch_for("dpo")
-    ratios = []
+    ratios, own = [], []
     for part in ("chosen", "rejected"):
         logs = []
         for params in (PARAMS, FROZEN["reference"]):
@@ -186,14 +187,15 @@ def test_dpo_against_numpy_and_its_metrics():
             lp = jax.nn.log_softmax(out)
             picked = jnp.take_along_axis(lp, batch[part]["targets"][..., None], -1)[..., 0]
             logs.append((picked * batch[part]["weights"]).sum(1))
+        own.append(np.asarray(logs[0]))
         ratios.append(np.asarray(logs[0] - logs[1]))
-    margin = 0.1 * (ratios[0] - ratios[1])
+    margin = ratios[0] - ratios[1]
     metrics = one_step("dpo", batch)[1]
-    np.testing.assert_allclose(metrics["loss"], np.log1p(np.exp(-margin)).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.log1p(np.exp(-0.1 * margin)).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["margin"], margin.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["accuracy"], (margin > 0).mean(), rtol=1e-6)
-    np.testing.assert_allclose(metrics["chosen"], ratios[0].mean(), rtol=1e-4)
-    np.testing.assert_allclose(metrics["rejected"], ratios[1].mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["chosen"], own[0].mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["rejected"], own[1].mean(), rtol=1e-4)
 
 
 def test_half_a_pair_is_no_pair():

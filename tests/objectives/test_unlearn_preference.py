@@ -1,5 +1,7 @@
 """Weighted ascent, SimNPO and refusals: the laws of all objectives, and values against NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ from support.bigram import padded, text_batch
 from support.linear import assert_trees_close
 from support.objective_laws import FROZEN, KEY, LAWS, MODEL, PARAMS, Case, batch_for, one_step
 
+from kd_jax.losses.preference.margin import dpo
 from kd_jax.objectives.combinators import scaled
-from kd_jax.objectives.prefer import direct_preference
+from kd_jax.objectives.prefer import prefer
 from kd_jax.objectives.references import online, precomputed
 from kd_jax.objectives.unlearn.likelihood import satimp, weighted_gradient_ascent
 from kd_jax.objectives.unlearn.preference import simple_negative_preference
@@ -124,8 +127,10 @@ def test_a_stored_reference_is_read_of_both_parts():
 
 def test_refusal_preference_moves_as_scaled_dpo_does():
     batch = batch_for(CASES["dpo"])
-    dpo = scaled(direct_preference(MODEL, online(MODEL), beta=0.1), 2 / 0.1)
-    step = make_train_step(dpo, optax.sgd(0.5))
+    loss = functools.partial(dpo, beta=0.1)
+    step = make_train_step(
+        scaled(prefer(MODEL, {"dpo": loss}, online(MODEL)), 2 / 0.1), optax.sgd(0.5)
+    )
     pairs = {"chosen": batch["refusal"], "rejected": batch["forget"]}
     state = step.init(KEY, PARAMS, FROZEN, pairs)
     expected = jax.jit(step.apply)(state, FROZEN, pairs)[0].params
