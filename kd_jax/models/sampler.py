@@ -26,6 +26,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     stop: Sequence[int] = (),
+    banned: Sequence[int] = (),
     numbers: Int[Array, " B"] | None = None,
 ) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
     """(new tokens i32 [B, max_new], their number i32 [B]).
@@ -41,13 +42,16 @@ def generate(
     top_k: only the top_k likeliest tokens are drawn (those equal to the last too); 0 for all.
     top_p: after top_k, only the likeliest tokens that together reach probability top_p, the one
         that crosses it included (nucleus sampling, arXiv 1904.09751), and those equal to it.
+    banned: ids that are never drawn, as if their probability were 0.
     numbers: what tells the draws of rows apart, by default their places in the batch.
 
     The settings are static: another value compiles again. ValueError names one out of range.
     """
     settings = checked(config, prompts, lengths, max_new, temperature, top_k, top_p)
-    ends = tuple(stop)
-    return _generate(config, params, prompts, lengths, key, max_new, settings, ends, numbers)
+    if any(not 0 <= token < config.vocab for token in banned):
+        raise ValueError(f"banned: got {tuple(banned)}, takes ids from 0 to {config.vocab - 1}")
+    fixed = (tuple(stop), tuple(banned))
+    return _generate(config, params, prompts, lengths, key, max_new, settings, *fixed, numbers)
 
 
 def checked(
@@ -73,11 +77,24 @@ def checked(
     return float(temperature), int(top_k), float(top_p)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
-def _generate(config, params, prompts, lengths, key, max_new, settings, stop, numbers):
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8))
+def _generate(config, params, prompts, lengths, key, max_new, settings, stop, banned, numbers):
+    def without_banned(forward):
+        run = functools.partial(forward, config, params)
+        if not banned:
+            return run
+        # A mask, not a scatter: the vocabulary may be split over devices.
+        never = jnp.isin(jnp.arange(config.vocab), jnp.array(banned))[None]
+
+        def masked(*arguments, **slots):
+            logits, cache = run(*arguments, **slots)
+            return jnp.where(never, -jnp.inf, logits), cache
+
+        return masked
+
     return draw(
-        functools.partial(decode.prefill, config, params),
-        functools.partial(decode.step, config, params),
+        without_banned(decode.prefill),
+        without_banned(decode.step),
         prompts,
         lengths,
         key,

@@ -151,3 +151,23 @@ def test_settings_out_of_range_are_named(settings):
 def test_lengths_must_fit_the_prompts():
     with pytest.raises(ValueError, match="lengths: got shape"):
         generate(TINY, weights(TINY), PROMPTS, LENGTHS[:2], KEY, max_new=2)
+
+
+def test_banned_tokens_are_never_drawn_and_nothing_else_changes():
+    full = greedy_by_full_passes(TINY)
+    banned = (int(full[0, 0]), int(full[1, 2]))
+    tokens, _ = greedy(banned=banned)
+    assert not np.isin(tokens, banned).any()
+    logits = decoder(TINY).apply(weights(TINY), {"inputs": PROMPTS}).head.logits()
+    last = np.array(logits)[np.arange(3), LENGTHS - 1]
+    last[:, banned] = -np.inf
+    np.testing.assert_array_equal(tokens[:, 0], last.argmax(-1))
+    hot, _ = greedy(banned=banned, temperature=5.0)
+    assert not np.isin(hot, banned).any()
+    unused = sorted(set(range(32)) - set(full.ravel().tolist()))
+    np.testing.assert_array_equal(greedy(banned=unused[:2])[0], full)
+
+
+def test_banned_ids_are_checked():
+    with pytest.raises(ValueError, match=r"banned: got \(32,\), takes ids from 0 to 31"):
+        greedy(banned=(32,))
