@@ -10,6 +10,7 @@ from kd_jax.types import Batch, Frozen, Params, PyTree
 
 LogitsOf = Callable[[Params, Frozen, Batch], jax.Array]
 Labels = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+TokenLabels = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
 
 
 def every_class(key: jax.Array, log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -66,6 +67,64 @@ def diagonal_fisher(logits: LogitsOf, *, labels: Labels = every_class) -> Statis
     def statistic(params: Params, frozen: Frozen, batch: Batch, keys: jax.Array) -> PyTree:
         rows = jax.vmap(of_row, (None, None, 0, 0))(params, frozen, batch, keys)
         return _weighted(batch["weights"].astype(jnp.float32), rows)
+
+    return statistic
+
+
+def drawn_tokens(samples: int = 1) -> TokenLabels:
+    """Tokens drawn from the model's own prediction at every place, `samples` times."""
+    if samples < 1:
+        raise ValueError(f"samples: got {samples}, takes at least 1")
+
+    def labels(key: jax.Array, log_probs: jax.Array, row: Batch) -> tuple[jax.Array, jax.Array]:
+        found = jax.random.categorical(key, log_probs, shape=(samples, len(log_probs)))
+        return found, jnp.full((samples,), 1 / samples, jnp.float32)
+
+    return labels
+
+
+def tokens_of_data(key: jax.Array, log_probs: jax.Array, row: Batch) -> tuple[jax.Array, jax.Array]:
+    """row["targets"]: the empirical Fisher of whole sequences, another quantity."""
+    return row["targets"][None], jnp.ones((1,), jnp.float32)
+
+
+def token_fisher(logits: LogitsOf, *, labels: TokenLabels | None = None) -> Statistic:
+    """The statistic (d / d theta sum_t sqrt(w_t) log p(y_t | x_<t))^2 of a sequence.
+
+    Its mean over tokens (`means.mean_over_examples` with batch["weights"] [B, T]) estimates the
+    diagonal Fisher information of next-token prediction, a float32 tree like params["model"]:
+    where y_t are drawn from the prediction at each place (`drawn_tokens`, the default, once), the
+    gradients of different places have mean 0 and their products vanish in expectation, so that one
+    backward pass a sequence stands for one a token. With `tokens_of_data` they do not vanish.
+
+    logits(params, frozen, batch) -> [B, T, V], written out; called with one row at a time, under
+    vmap. labels(key, log_probs [T, V], row) -> (labels int [K, T], weights f32 [K]): sequences of
+    labels that stand for the expectation. The texts are the contexts; only `tokens_of_data` reads
+    their targets. Memory: K times the rows of a microbatch times the weights.
+    """
+    labels = drawn_tokens() if labels is None else labels
+
+    def of_row(params: Params, frozen: Frozen, row: Batch, key: jax.Array) -> PyTree:
+        def log_probs(model: PyTree) -> jax.Array:
+            one = jax.tree.map(lambda x: x[None], row)
+            z = logits({**params, "model": model}, frozen, one)
+            if z.ndim != 3:
+                raise ValueError(f"logits: got shape {z.shape}, takes [B, T, V]")
+            return jax.nn.log_softmax(z[0].astype(jnp.float32))
+
+        found, pull = jax.vjp(log_probs, params["model"])
+        places = jnp.sqrt(row["weights"].astype(jnp.float32))[:, None]
+        sequences, weights = labels(key, found, row)
+
+        def squared(sequence: jax.Array) -> PyTree:
+            (gradient,) = pull(places * jax.nn.one_hot(sequence, found.shape[-1]))
+            return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), gradient)
+
+        return _weighted(weights, jax.vmap(squared)(sequences))
+
+    def statistic(params: Params, frozen: Frozen, batch: Batch, keys: jax.Array) -> PyTree:
+        rows = jax.vmap(of_row, (None, None, 0, 0))(params, frozen, batch, keys)
+        return _weighted(jnp.any(batch["weights"] != 0, -1).astype(jnp.float32), rows)
 
     return statistic
 

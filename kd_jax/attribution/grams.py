@@ -1,6 +1,6 @@
 """Gram matrices of the inputs of linear layers, by a pass of data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from kd_jax.attribution.means import Statistic
 from kd_jax.types import Batch, Frozen, Params
 
-Features = Callable[[Params, Frozen, Batch], Mapping[str, jax.Array]]
+Features = Callable[[Params, Frozen, Batch], Mapping[str, jax.Array | Sequence[jax.Array]]]
 
 
 def gram_matrices(features: Features) -> Statistic:
@@ -19,7 +19,12 @@ def gram_matrices(features: Features) -> Statistic:
 
     features(params, frozen, batch) -> {path of a kernel: its inputs [B, ..., in]}, from the model's
         taps. batch["weights"] are of the leading axes: [B], or [B, T] for tokens; other axes
-        (places of an image) count alike, and are summed.
+        (places of an image) count alike, and are summed. Of stacked layers a sequence of inputs,
+        one a layer, whose Gram matrices are stacked alike, [L, in, in]. Of a decoder:
+
+    names = kernel_inputs.taps(config)
+    taps = model.apply(params["model"], batch, taps=set(jax.tree.leaves(names))).taps
+    features = jax.tree.map(taps.get, names)
     """
 
     def statistic(
@@ -38,6 +43,11 @@ def gram_matrices(features: Features) -> Statistic:
             rows = list(range(x.ndim - 1))
             return jnp.tensordot(w * x, x, (rows, rows), precision="highest")
 
-        return {path: gram(path, x) for path, x in features(params, frozen, batch).items()}
+        def grams(path: str, x: jax.Array | Sequence[jax.Array]) -> jax.Array:
+            if isinstance(x, Sequence):
+                return jnp.stack([gram(path, one) for one in x])
+            return gram(path, x)
+
+        return {path: grams(path, x) for path, x in features(params, frozen, batch).items()}
 
     return statistic

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from kd_jax.axes import mesh_axes, named, ways
-from kd_jax.models import decoder_init, lora, moe, rope
+from kd_jax.models import decoder_init, kernel_inputs, lora, moe, rope
 from kd_jax.models.attention import attention
 from kd_jax.models.config import DecoderConfig
 from kd_jax.models.parts import fetched, matmul, rms_norm, swiglu
@@ -76,8 +76,10 @@ def decoder(config: DecoderConfig) -> Model:
         stream [B, T, D] after each layer) and "final" (after the last norm). add maps names to
         arrays that broadcast to [B, T, D] (with three axes) and are added there; a tap shows the
         value after the addition. Taps alone are "query_0" to "value_{L-1}" (with "key_"), what
-        attention takes, [B, T, H, K] and [B, T, G, K], and with experts "router", f32 [L, B, T, E]:
-        the routers' logits, which `moe.load_balance` takes layer by layer. ValueError for others.
+        attention takes, [B, T, H, K] and [B, T, G, K]; "attn_input_0", "o_input_0", "mlp_input_0"
+        and "down_input_0" on, what kernels multiply, [B, T, in] (`kernel_inputs.taps`); and with
+        experts "router", f32 [L, B, T, E]: the routers' logits, which `moe.load_balance` takes
+        layer by layer. ValueError for others.
     """
 
     def apply(
@@ -98,7 +100,12 @@ def decoder(config: DecoderConfig) -> Model:
 def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
     blocks = [f"block_{i}" for i in range(config.depth)]
     mixers = {f"{n}_{i}": (j, i) for j, n in enumerate(_MIXED) for i in range(config.depth)}
-    own = {*mixers, "router"} if config.experts else set(mixers)
+    read = {
+        f"{n}_input_{i}": (n, i)
+        for n in kernel_inputs.of_layer(config)
+        for i in range(config.depth)
+    }
+    own = {*mixers, *read, *(["router"] if config.experts else [])}
     for argument, names in (("taps", set(taps) - own), ("add", set(add))):
         unknown = sorted(names - {"embed", *blocks, "final"})
         if unknown:
@@ -110,18 +117,18 @@ def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
     table = rotary_tables(config, default_positions(tokens) if positions is None else positions)
 
     perturbed = [name for name in blocks if name in add]
-    wanted, mixing = (any(name in group for name in taps) for group in (blocks, mixers))
+    wanted, mixing, reading = (any(x in group for x in taps) for group in (blocks, mixers, read))
 
     def attend(q, k, v):
         out = attention(q, k, v, window=config.window, q_segments=segments, kv_segments=segments)
         return out, (q, k, v) if mixing else ()
 
     def block(stream, i, layer):
-        stream, mixed, routed = run_block(config, layer, stream, table, attend)
+        stream, mixed, routed, inputs = run_block(config, layer, stream, table, attend)
         for name in perturbed:
             here = i == blocks.index(name)
             stream += jnp.where(here, add[name], 0).astype(stream.dtype)
-        return stream, mixed, routed
+        return stream, mixed, routed, inputs if reading else ()
 
     if config.remat:
         # A scan's body is compiled on its own: nothing there for common-subexpression
@@ -134,8 +141,9 @@ def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
         )
 
     def body(stream, i, layer):
-        stream, mixed, routed = block(stream, i, layer)
-        return stream, (stream if wanted else (), mixed, routed if "router" in taps else ())
+        stream, mixed, routed, inputs = block(stream, i, layer)
+        kept = stream if wanted else ()
+        return stream, (kept, mixed, routed if "router" in taps else (), inputs)
 
     found = {}
     stream = embed(config, params, tokens)
@@ -143,11 +151,13 @@ def _apply(config, params, inputs, *, state, taps, add) -> ModelOutput:
         stream += add["embed"].astype(stream.dtype)
     found["embed"] = stream
     stream, outputs = over_layers(config, params["layers"], body, stream)
-    streams, mixed, found["router"] = outputs
+    streams, mixed, found["router"], inputs = outputs
     if wanted:
         found |= {name: streams[i] for i, name in enumerate(blocks)}
     if mixing:
         found |= {name: mixed[j][i] for name, (j, i) in mixers.items()}
+    if reading:
+        found |= {name: inputs[kernel][i] for name, (kernel, i) in read.items()}
     final = rms_norm(stream, fetched(params["final_norm"]["scale"]), config.norm_eps)
     if "final" in add:
         final += add["final"].astype(final.dtype)
@@ -213,8 +223,11 @@ def run_block(
     stream: jax.Array,
     table: tuple[jax.Array, jax.Array],
     attend: Callable[..., tuple[jax.Array, Any]],
-) -> tuple[jax.Array, Any, Any]:
-    """One layer: (stream [B, T, D] after it, what attend gave besides, the router's logits or ()).
+) -> tuple[jax.Array, Any, Any, dict[str, jax.Array]]:
+    """One layer: the stream [B, T, D] after it, and what it came by.
+
+    That is: what attend gave besides, the router's logits or (), and the inputs of its kernels,
+    {name: [B, T, in]} (`kernel_inputs.of_layer`).
 
     attend(q [B, T, H, K], k [B, T, G, K], v) -> (mixed values [B, T, H, K], anything), with q and
     k rotated: plain attention in training, a cache in decoding. Where T is split over devices, q
@@ -223,6 +236,7 @@ def run_block(
     layer = fetched(layer)
     attn, mlp, eps = layer["attn"], layer["mlp"], config.norm_eps
     normed = rms_norm(stream, layer["attn_norm"]["scale"], eps)
+    inputs = {"attn": normed}
 
     def project(name: str, axis: str) -> jax.Array:
         x = matmul(normed, attn[name]["kernel"])
@@ -244,13 +258,15 @@ def run_block(
         )
     mixed, extra = attend(q, k, v)
     mixed = named(mixed.reshape(*mixed.shape[:2], -1), "batch", "length", "heads")
+    inputs["o"] = mixed
     stream += checkpoint_name(matmul(mixed, attn["o"]["kernel"]), "attention")
 
     normed, routed = rms_norm(stream, layer["mlp_norm"]["scale"], eps), ()
+    inputs["mlp"] = normed
     if config.experts:
         added, routed = moe.moe_mlp(
             mlp, normed, per_token=config.experts_per_token, renormalise=config.renormalise
         )
     else:
-        added = swiglu(mlp, normed)
-    return named(stream + added, "batch", "length", None), extra, routed
+        added, inputs["down"] = swiglu(mlp, normed)
+    return named(stream + added, "batch", "length", None), extra, routed, inputs

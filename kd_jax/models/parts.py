@@ -80,15 +80,18 @@ def _backward(dtype, residuals, grad):
 _narrow_matmul.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def swiglu(layer: Any, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """down(silu(gate x) * up x), with the wide products named "gate_up" for `jax.checkpoint`.
+def swiglu(
+    layer: Any, x: Float[Array, "B T D"]
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T F"]]:
+    """(down h, h), h = silu(gate x) * up x; the wide products are "gate_up" for `jax.checkpoint`.
 
     layer: gate/kernel and up/kernel [D, F], down/kernel [F, D] (arXiv 2002.05202).
     """
     gate, up = (
         checkpoint_name(matmul(x, layer[name]["kernel"]), "gate_up") for name in ("gate", "up")
     )
-    return matmul(named(jax.nn.silu(gate) * up, "batch", "length", "mlp"), layer["down"]["kernel"])
+    hidden = named(jax.nn.silu(gate) * up, "batch", "length", "mlp")
+    return matmul(hidden, layer["down"]["kernel"]), hidden
 
 
 def fetched(tree: Any) -> Any:
