@@ -1,0 +1,1 @@
+"""What single experiments of the family are made of."""
