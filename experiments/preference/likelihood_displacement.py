@@ -14,6 +14,10 @@ rows of the unembedding that are more or less alike.
 
 Claim: probability goes to third answers, CHES tells where, and leaving such pairs out helps.
 
+Measured at `laptop` (two CPU cores, 2026-11): Yes goes from 0.03 to 0.15 as No is preferred to
+Never; No rises too, from 0.26 to 0.74. No chosen answer of several tokens falls in these few steps,
+so that CHES has nothing to rank here.
+
     python -m experiments.preference.likelihood_displacement smoke     # a tiny model: 10 s
     python -m experiments.preference.likelihood_displacement laptop    # SmolLM2-135M, 3 seeds
 

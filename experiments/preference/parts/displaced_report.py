@@ -36,6 +36,16 @@ def _of(name: str, less: str | None = None) -> Callable[[Results], Effect | None
     return read
 
 
+_NO_FALL = (
+    "A small start of 12 supervised steps makes No the likeliest answer (0.26), and DPO lifts it. "
+    "Without that start, on a tuning seed, the same. Longer starts were not tried."
+)
+_NONE_FALLS = (
+    "No chosen answer fell when its pair was learnt alone, so that there was no displacement to "
+    "rank or to filter; nor without the supervised start, on a tuning seed. More steps, a longer "
+    "start and answers that the model wrote itself were not tried."
+)
+
 CLAIMS = (
     Claim(
         f"Preferring {CHOSEN} to {REJECTED} makes {THIRD} likelier, on other questions (change of "
@@ -51,6 +61,7 @@ CLAIMS = (
         "the preferred token's probability falls",
         _of("chosen_change"),
         below(0.0),
+        _NO_FALL,
     ),
     Claim(
         f"Tokens gain as their rows of the unembedding point along {CHOSEN} less {REJECTED} "
@@ -67,6 +78,7 @@ CLAIMS = (
         "CHES ranks subsets by displacement",
         _of("spearman_ches_normalised"),
         below(0.0),
+        _NONE_FALLS,
     ),
     Claim(
         "CHES tells it better than edit similarity (difference of Spearman, below 0).",
@@ -74,6 +86,7 @@ CLAIMS = (
         "edit distance does not rank them",
         _of("spearman_ches_normalised", "spearman_edit_similarity"),
         below(0.0),
+        _NONE_FALLS,
     ),
     Claim(
         "CHES tells it better than the cosine of last states (difference of Spearman, below 0).",
@@ -81,6 +94,7 @@ CLAIMS = (
         "similarity of last hidden states does not rank them",
         _of("spearman_ches_normalised", "spearman_last_state_cosine"),
         below(0.0),
+        _NONE_FALLS,
     ),
     Claim(
         "Learning the half of pairs with the lowest CHES keeps the chosen answers likelier than "
@@ -89,6 +103,7 @@ CLAIMS = (
         "filtering removes displacement",
         _of("lowest_chosen", "random_chosen"),
         above(0.0),
+        _NONE_FALLS,
     ),
     Claim(
         "It favours refusals over compliance after other questions more than pairs at random do "
@@ -97,6 +112,7 @@ CLAIMS = (
         "refusals 74.4 % before, 33.4 % after DPO; largely kept by filtering",
         _of("lowest_margin", "random_margin"),
         above(0.0),
+        _NONE_FALLS,
     ),
     Claim(
         "With one hidden state, chosen falls where the two tokens' rows are alike: its change at "
