@@ -79,6 +79,20 @@ def project_conflicts(gradients: Sequence[PyTree], key: jax.Array) -> PyTree:
     )
 
 
+def yield_to_first(gradients: Sequence[PyTree], key: jax.Array) -> PyTree:
+    """The first gradient and the sum of the others, less its component against the first.
+
+    g + h - min(0, <h, g>) / |g|^2 * g, over the whole vector: of two terms only the second gives
+    way. Yang et al. 2024 (dual-head distillation), arXiv 2411.08937, by released code.
+    """
+    first, *others = gradients
+    rest = jax.tree.map(lambda *g: sum(g[1:], g[0]), *others)
+    square = _inner(first, first)
+    conflict = jnp.minimum(_inner(rest, first), 0.0)
+    share = 1.0 - jnp.where(square > 0, conflict / jnp.maximum(square, 1e-30), 0.0)
+    return jax.tree.map(lambda g, h: share.astype(g.dtype) * g + h, first, rest)
+
+
 def _inner(a: PyTree, b: PyTree) -> jax.Array:
     products = jax.tree.map(
         lambda x, y: jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32)), a, b
@@ -157,5 +171,32 @@ def unrolled(*, inner: str, outer: str, steps: int, learning_rate: float) -> Gra
         outer_grads, output = grad(adapted, only=outer)
         _check_named("inner, outer", (inner, outer), output)
         return pull_back(outer_grads)[0], output
+
+    return GradientRule(gradients)
+
+
+def bilevel(*, inner: str, outer: str, learning_rate: float) -> GradientRule:
+    """Of the model: grad inner. Of the aux parameters: d outer(phi) / d aux, through one step.
+
+    phi = model - learning_rate * grad_model inner(model, aux), so that what is in aux learns what
+    the outer term (on other data) gains by one step of the model; the gradient of outer at phi with
+    respect to aux itself is added. One step instead of the inner problem's solution. The output is
+    that at the present parameters. ValueError as `unrolled`.
+    """
+
+    def gradients(grad: Grad, params: Params, frozen: Frozen, key: jax.Array):
+        def adapt(aux: PyTree) -> tuple[PyTree, tuple[PyTree, Output]]:
+            slopes, output = grad({**params, "aux": aux}, only=inner)
+            step = jax.tree.map(
+                lambda p, g: p - learning_rate * g, params["model"], slopes["model"]
+            )
+            return step, (slopes["model"], output)
+
+        adapted, pull_back, (of_model, output) = jax.vjp(adapt, params["aux"], has_aux=True)
+        _check_named("inner, outer", (inner, outer), output)
+        slopes, _ = grad({**params, "model": adapted}, only=outer)
+        (through,) = pull_back(slopes["model"])
+        of_aux = jax.tree.map(jnp.add, through, slopes["aux"])
+        return {**slopes, "model": of_model, "aux": of_aux}, output
 
     return GradientRule(gradients)

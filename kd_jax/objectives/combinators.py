@@ -58,7 +58,7 @@ def add(parts: Mapping[str, Objective]) -> Objective:
         return {"model": params["model"], "aux": params["aux"][name]}
 
     def context(ctx: Context, i: int, name: str) -> Context:
-        return ctx._replace(key=jax.random.fold_in(ctx.key, i), stats=_strip(ctx.stats, name))
+        return ctx._replace(key=jax.random.fold_in(ctx.key, i), stats=stripped(ctx.stats, name))
 
     def init(key, params, frozen, batch):
         made = {
@@ -75,9 +75,9 @@ def add(parts: Mapping[str, Objective]) -> Objective:
             for i, (name, part) in enumerate(parts.items())
         }
         return Output(
-            _prefix({n: o.terms for n, o in outputs.items()}),
-            _prefix({n: o.metrics for n, o in outputs.items()}),
-            _prefix({n: o.rows for n, o in outputs.items()}),
+            prefixed({n: o.terms for n, o in outputs.items()}),
+            prefixed({n: o.metrics for n, o in outputs.items()}),
+            prefixed({n: o.rows for n, o in outputs.items()}),
             {n: o.state for n, o in outputs.items()},
         )
 
@@ -88,9 +88,9 @@ def add(parts: Mapping[str, Objective]) -> Objective:
                 own(new_params, name),
                 frozen,
                 Output(
-                    _strip(output.terms, name),
-                    _strip(output.metrics, name),
-                    _strip(output.rows, name),
+                    stripped(output.terms, name),
+                    stripped(output.metrics, name),
+                    stripped(output.rows, name),
                     output.state[name],
                 ),
                 context(ctx, i, name),
@@ -99,7 +99,7 @@ def add(parts: Mapping[str, Objective]) -> Objective:
         }
 
     def stats(params, carry, frozen, batch, ctx) -> dict[str, Term]:
-        return _prefix(
+        return prefixed(
             {
                 name: part.stats(
                     own(params, name), carry[name], frozen, batch, context(ctx, i, name)
@@ -118,11 +118,13 @@ def add(parts: Mapping[str, Objective]) -> Objective:
     )
 
 
-def _prefix(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def prefixed(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """{"name/key": x} of {name: {key: x}}."""
     return {f"{name}/{key}": x for name, group in groups.items() for key, x in group.items()}
 
 
-def _strip(named: Mapping[str, Any], name: str) -> dict[str, Any]:
+def stripped(named: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """{key: x} of the entries "name/key"."""
     return {k[len(name) + 1 :]: x for k, x in named.items() if k.startswith(name + "/")}
 
 

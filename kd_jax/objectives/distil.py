@@ -7,7 +7,7 @@ reads as 0.1 * CE + 0.9 * T^2 * KL(teacher || student) at temperature T (Hinton 
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from kd_jax.losses.relations import relation_kl
 from kd_jax.losses.streaming import Row
 from kd_jax.losses.summed import weighted_sum_over_vocabulary
 from kd_jax.losses.vocabulary import common
-from kd_jax.objectives.combinators import frozen_weights, own_weights
+from kd_jax.objectives.combinators import frozen_weights, own_weights, prefixed, stripped
+from kd_jax.objectives.parts import Part, Remembering, remembering
 from kd_jax.objectives.terms import label_cross_entropy, next_token_nll
 from kd_jax.types import (
     Batch,
@@ -38,25 +39,10 @@ PyTree = Any
 TokenLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-class Part(NamedTuple):
-    """One loss between a student's and a teacher's output.
-
-    loss(aux, student, teacher, batch) -> Term.
-    init(key, student, teacher, batch) -> aux: the part's own trainable weights (a projector), from
-        outputs whose leaves may be shapes only.
-    student_taps, teacher_taps: features that the loss reads.
-    """
-
-    loss: Callable[[PyTree, ModelOutput, ModelOutput, Batch], Term]
-    init: Callable[[jax.Array, ModelOutput, ModelOutput, Batch], PyTree] = lambda *_: {}
-    student_taps: tuple[str, ...] = ()
-    teacher_taps: tuple[str, ...] = ()
-
-
 def distil(
     student: Model,
     teacher: Model,
-    parts: Mapping[str, Part],
+    parts: Mapping[str, Part | Remembering],
     *,
     metrics: Mapping[str, Callable[[ModelOutput, Batch], Term]] | None = None,
     policy: Policy = own_weights,
@@ -67,19 +53,23 @@ def distil(
     The teacher runs in evaluation mode. Its weights are frozen["teacher"] by default, and its own
     state (BatchNorm statistics) frozen["teacher_state"] where there is one.
     metrics: of the student's output, as in `supervise`.
+    carry is the student's own state; with a part that remembers it is {"model": that state,
+    "memory": {name: memory}}.
     """
+    remembers = any(isinstance(part, Remembering) for part in parts.values())
+    full = {name: remembering(part) for name, part in parts.items()}
 
     def taps_of(side: str) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(t for p in parts.values() for t in getattr(p, side)))
+        return tuple(dict.fromkeys(t for p in full.values() for t in getattr(p, side)))
 
     def run_teacher(params, frozen, batch) -> ModelOutput:
         weights, state = teacher_policy(params, frozen), frozen.get("teacher_state", {})
         output = teacher.apply(weights, batch, state=state, taps=taps_of("teacher_taps"))
         return jax.lax.stop_gradient(output)
 
-    def run_student(params, carry, frozen, batch, key, train) -> ModelOutput:
+    def run_student(params, state, frozen, batch, key, train) -> ModelOutput:
         weights, taps = policy(params, frozen), taps_of("student_taps")
-        return student.apply(weights, batch, state=carry, key=key, train=train, taps=taps)
+        return student.apply(weights, batch, state=state, key=key, train=train, taps=taps)
 
     def init(key, params, frozen, batch):
         def outputs(params, frozen, batch):
@@ -90,27 +80,47 @@ def distil(
             )
 
         of_student, of_teacher = jax.eval_shape(outputs, params, frozen, batch)
-        aux = {
+        made = {
             name: part.init(jax.random.fold_in(key, i), of_student, of_teacher, batch)
-            for i, (name, part) in enumerate(parts.items())
+            for i, (name, part) in enumerate(full.items())
         }
-        return aux, student.state()
+        aux, memory = ({n: pair[i] for n, pair in made.items()} for i in (0, 1))
+        state = student.state()
+        return aux, {"model": state, "memory": memory} if remembers else state
 
     def loss(params, carry, frozen, batch, ctx: Context) -> Output:
-        of_student = run_student(params, carry, frozen, batch, ctx.key, ctx.train)
+        state = carry["model"] if remembers else carry
+        of_student = run_student(params, state, frozen, batch, ctx.key, ctx.train)
         of_teacher = run_teacher(params, frozen, batch)
-        aux = params["aux"]
+        memory = carry["memory"] if remembers else dict.fromkeys(full, {})
+        found = {
+            n: part.loss(
+                params["aux"][n],
+                memory[n],
+                of_student,
+                of_teacher,
+                batch,
+                ctx._replace(key=jax.random.fold_in(ctx.key, i)),
+            )
+            for i, (n, part) in enumerate(full.items())
+        }
         return Output(
-            {n: p.loss(aux[n], of_student, of_teacher, batch) for n, p in parts.items()},
+            {n: term for n, (term, _) in found.items()},
             {n: metric(of_student, batch) for n, metric in (metrics or {}).items()},
-            {},
+            jax.lax.stop_gradient(prefixed({n: rows for n, (_, rows) in found.items()})),
             of_student.state,
         )
 
     def update(carry, new_params, frozen, output: Output, ctx: Context):
-        return output.state
+        if not remembers:
+            return output.state
+        memory = {
+            n: part.update(carry["memory"][n], stripped(output.rows, n)) for n, part in full.items()
+        }
+        return {"model": output.state, "memory": memory}
 
-    return Objective(init, loss, update)
+    whole_batch = any(part.whole_batch for part in full.values())
+    return Objective(init, loss, update, whole_batch=whole_batch)
 
 
 def labels(scale: float = 1.0) -> Part:
