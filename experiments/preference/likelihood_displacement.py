@@ -1,8 +1,8 @@
 """Who gains when a language model learns a preference, and which pairs do the harm.
 
 Paper: Razin et al. 2024, unintentional unalignment (arXiv 2410.08847). SmolLM2-135M-Instruct first
-sees what is chosen later, so that it is likely. With adapters, and the weights without them for the
-reference, it then learns by DPO:
+sees what is chosen later, so that it is likely (longer before the pairs than before the words).
+With adapters, and the weights without them for the reference, it then learns by DPO:
 
 - to answer questions with No rather than Never: what happens to Yes, on other questions;
 - pairs of refusals, preferred to other refusals or to compliance, each pair by itself: how the
@@ -14,9 +14,9 @@ rows of the unembedding that are more or less alike.
 
 Claim: probability goes to third answers, CHES tells where, and leaving such pairs out helps.
 
-Measured at `laptop` (two CPU cores, 2026-11): Yes goes from 0.03 to 0.15 as No is preferred to
-Never; No rises too, from 0.26 to 0.74. No chosen answer of several tokens falls in these few steps,
-so that CHES has nothing to rank here.
+Measured at `laptop` (two CPU cores, 2026-11): Yes goes from 0.04 to 0.11 as No is preferred to
+Never; No rises too, from 0.29 to 0.78. Learnt together, pairs of refusals lower refusals after
+other questions, and compliance more; CHES does not tell which pairs do it.
 
     python -m experiments.preference.likelihood_displacement smoke     # a tiny model: 10 s
     python -m experiments.preference.likelihood_displacement laptop    # SmolLM2-135M, 3 seeds
@@ -61,15 +61,17 @@ class Config(Settings):
     """smollm2, a Hugging Face folder or a GGUF file; none is `decoder` untrained."""
     decoder: DecoderConfig
     """The model's shape without `model`."""
-    start_steps: int = 12
-    """Supervised steps on what is chosen later."""
+    word_start_steps: int = 12
+    """Supervised steps on what is chosen later, before the words."""
+    pair_start_steps: int = 40
+    """The same before the pairs."""
     start_rows: int = 16
     """Their rows."""
     word_steps: int = 12
     """Steps of DPO on the words."""
-    pairs: int = 24
+    pairs: int = 16
     """Pairs of refusals."""
-    pair_steps: int = 4
+    pair_steps: int = 10
     """Steps on each of them alone."""
     share: float = 0.5
     """Of the pairs, how many are kept."""
@@ -92,7 +94,7 @@ class Config(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "start_steps", "start_rows")
+        check_positive(self, "word_start_steps", "pair_start_steps", "start_rows")
         check_positive(self, "word_steps", "pairs", "pair_steps", "kept_steps", "rank")
         check_positive(self, "alpha", "rate", "beta", "toy_seeds", "seeds")
         if not 0 < self.share <= 1:
@@ -109,10 +111,17 @@ class Config(Settings):
 
 PRESETS = {
     "smoke": Config(
-        decoder=SMALL, start_steps=2, word_steps=2, pairs=4, pair_steps=1, kept_steps=1, seeds=2
-    ),
+        decoder=SMALL,
+        word_start_steps=1,
+        pair_start_steps=2,
+        word_steps=2,
+        pairs=4,
+        pair_steps=1,
+        kept_steps=1,
+        seeds=2,
+    ),  # fmt: skip
     "laptop": Config(
-        model="smollm2", decoder=dataclasses.replace(sizes.SMOLLM2_135M, remat=False), seed=10
+        model="smollm2", decoder=dataclasses.replace(sizes.SMOLLM2_135M, remat=False), seed=20
     ),
 }
 
@@ -124,13 +133,10 @@ def stages(config: Config) -> tuple[Stage, ...]:
         "toy", lambda _: Compute(lambda: (None, displaced_toy.measured(config.toy_seeds))), (),
         config.toy_seeds,
     )  # fmt: skip
-    start = Stage(
-        "start",
-        functools.partial(_start, config, language),
-        (),
-        [*shared, config.start_steps, config.start_rows],
-    )
-    found = [toy, start]
+    found = [toy]
+    for part, steps in (("word", config.word_start_steps), ("pair", config.pair_start_steps)):
+        start = functools.partial(_start, config, language, steps)
+        found.append(Stage(f"{part}_start", start, (), [*shared, steps, config.start_rows]))
     for seed in config.repetitions:
         word = functools.partial(displaced_stages.one_word, steps=config.word_steps, seed=seed)
         alone = functools.partial(
@@ -143,13 +149,21 @@ def stages(config: Config) -> tuple[Stage, ...]:
         pairs = [config.pairs, config.pair_steps]
         found += [
             Stage(
-                f"word_{seed}", _stage(config, language, word), ("start",), [*on, config.word_steps]
+                f"word_{seed}",
+                _stage(config, language, "word_start", word),
+                ("word_start",),
+                [*on, config.word_steps],
             ),
-            Stage(f"pairs_{seed}", _stage(config, language, alone), ("start",), on + pairs),
+            Stage(
+                f"pairs_{seed}",
+                _stage(config, language, "pair_start", alone),
+                ("pair_start",),
+                on + pairs,
+            ),
             Stage(
                 f"kept_{seed}",
                 functools.partial(_kept, config, language, seed),
-                ("start", f"pairs_{seed}"),
+                ("pair_start", f"pairs_{seed}"),
                 [*on, config.kept_steps, config.share],
             ),
         ]
@@ -168,16 +182,14 @@ def _kept(config: Config, language: Language, seed: int, found: Mapping[str, Any
             config.share,
         )
 
-    return _stage(config, language, run)(found)
+    return _stage(config, language, "pair_start", run)(found)
 
 
-def _start(config: Config, language: Language, found: Mapping[str, Any]) -> Compute:
+def _start(config: Config, language: Language, steps: int, found: Mapping[str, Any]) -> Compute:
     def learnt() -> tuple[Any, Mapping[str, Any]]:
         base = _base(config, language)
         programs = displaced_training.programs(language.config, config.recipe)
-        adapters, nll = displaced_training.begun(
-            programs, language, base, config.start_steps, config.start_rows
-        )
+        adapters, nll = displaced_training.begun(programs, language, base, steps, config.start_rows)
         return adapters, {"nll": np.array(nll)}
 
     return Compute(learnt, displaced_training.adapters(language.weights.abstract, config.recipe))
@@ -188,11 +200,11 @@ def _base(config: Config, language: Language) -> Any:
 
 
 def _stage(
-    config: Config, language: Language, measure: Callable[..., dict[str, Any]]
+    config: Config, language: Language, start: str, measure: Callable[..., dict[str, Any]]
 ) -> Callable[[Mapping[str, Any]], Compute]:
     def build(found: Mapping[str, Any]) -> Compute:
         def measured() -> tuple[None, Mapping[str, Any]]:
-            begun = materialise(found["start"].weights(), make_mesh(config.mesh))
+            begun = materialise(found[start].weights(), make_mesh(config.mesh))
             base = displaced_training.merged(_base(config, language), begun, config.alpha)
             programs = displaced_training.programs(language.config, config.recipe)
             return None, measure(programs, language, base)

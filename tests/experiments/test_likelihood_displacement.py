@@ -17,10 +17,11 @@ SMOKE = likelihood_displacement.PRESETS["smoke"]
 @pytest.mark.parametrize("preset", ["smoke", "laptop"])
 def test_three_stages_a_seed_and_a_panel(preset):
     config = likelihood_displacement.PRESETS[preset]
-    expected = {"toy": (), "start": ()}
+    expected = {"toy": (), "word_start": (), "pair_start": ()}
     for seed in config.repetitions:
-        expected |= {f"{part}_{seed}": ("start",) for part in ("word", "pairs")}
-        expected[f"kept_{seed}"] = ("start", f"pairs_{seed}")
+        expected[f"word_{seed}"] = ("word_start",)
+        expected[f"pairs_{seed}"] = ("pair_start",)
+        expected[f"kept_{seed}"] = ("pair_start", f"pairs_{seed}")
     assert outline(likelihood_displacement, config) == expected
 
 
@@ -34,7 +35,8 @@ def test_what_a_stage_depends_on():
         ("rate", 1e-3, every),
         ("rank", 2, every),
         ("model", "elsewhere", every),
-        ("start_steps", 5, every),
+        ("word_start_steps", 5, {"word_start"} | of("word")),
+        ("pair_start_steps", 5, {"pair_start"} | of("pairs", "kept")),
         ("word_steps", 5, of("word")),
         ("pair_steps", 5, of("pairs", "kept")),
         ("pairs", 6, of("pairs", "kept")),

@@ -37,13 +37,15 @@ def _of(name: str, less: str | None = None) -> Callable[[Results], Effect | None
 
 
 _NO_FALL = (
-    "A small start of 12 supervised steps makes No the likeliest answer (0.26), and DPO lifts it. "
-    "Without that start, on a tuning seed, the same. Longer starts were not tried."
+    "12 supervised steps make No the likeliest answer (0.29), and DPO lifts it; without them, on a "
+    "tuning seed, the same. After 40 of them, on a tuning seed, No falls from 0.96 to 0.73, but so "
+    "does Yes."
 )
-_NONE_FALLS = (
-    "No chosen answer fell when its pair was learnt alone, so that there was no displacement to "
-    "rank or to filter; nor without the supervised start, on a tuning seed. More steps, a longer "
-    "start and answers that the model wrote itself were not tried."
+_NOT_TOLD = (
+    "A first run (seeds 10 to 12; 12 supervised steps, 4 steps on each of 24 pairs): no chosen "
+    "answer fell, Spearman 0.00 [-0.72, 0.72]. On tuning seed 0, 40 supervised steps and 10 on a "
+    "pair gave -0.49, and were taken for this run, in which few chosen answers fall (8 %). Larger "
+    "models, full training and answers that the model wrote itself were not tried."
 )
 
 CLAIMS = (
@@ -78,7 +80,7 @@ CLAIMS = (
         "CHES ranks subsets by displacement",
         _of("spearman_ches_normalised"),
         below(0.0),
-        _NONE_FALLS,
+        _NOT_TOLD,
     ),
     Claim(
         "CHES tells it better than edit similarity (difference of Spearman, below 0).",
@@ -86,7 +88,7 @@ CLAIMS = (
         "edit distance does not rank them",
         _of("spearman_ches_normalised", "spearman_edit_similarity"),
         below(0.0),
-        _NONE_FALLS,
+        _NOT_TOLD,
     ),
     Claim(
         "CHES tells it better than the cosine of last states (difference of Spearman, below 0).",
@@ -94,7 +96,7 @@ CLAIMS = (
         "similarity of last hidden states does not rank them",
         _of("spearman_ches_normalised", "spearman_last_state_cosine"),
         below(0.0),
-        _NONE_FALLS,
+        _NOT_TOLD,
     ),
     Claim(
         "Learning the half of pairs with the lowest CHES keeps the chosen answers likelier than "
@@ -103,7 +105,7 @@ CLAIMS = (
         "filtering removes displacement",
         _of("lowest_chosen", "random_chosen"),
         above(0.0),
-        _NONE_FALLS,
+        _NOT_TOLD,
     ),
     Claim(
         "It favours refusals over compliance after other questions more than pairs at random do "
@@ -112,7 +114,7 @@ CLAIMS = (
         "refusals 74.4 % before, 33.4 % after DPO; largely kept by filtering",
         _of("lowest_margin", "random_margin"),
         above(0.0),
-        _NONE_FALLS,
+        _NOT_TOLD,
     ),
     Claim(
         "With one hidden state, chosen falls where the two tokens' rows are alike: its change at "
