@@ -90,6 +90,8 @@ class ResNetConfig:
     """Blocks of two convolutions in each stage; a stage after the first halves the image."""
     widths: tuple[int, ...] = (16, 32, 64)
     """Channels of each stage."""
+    stem: int | None = None
+    """Channels behind the first convolution; None: those of the first stage."""
     channels: int = 3
     """Channels of the images, C."""
     classes: int = 10
@@ -98,8 +100,14 @@ class ResNetConfig:
     def __post_init__(self):
         if len(self.blocks) != len(self.widths) or not self.blocks:
             raise ValueError(f"blocks, widths: got {self}, takes as many of one as of the other")
-        if min(*self.blocks, *self.widths, self.channels, self.classes) < 1:
+        sizes = (self.first, self.channels, self.classes)
+        if min(*self.blocks, *self.widths, *sizes) < 1:
             raise ValueError(f"sizes: got {self}, takes at least 1 of each")
+
+    @property
+    def first(self) -> int:
+        """Channels behind the first convolution."""
+        return self.widths[0] if self.stem is None else self.stem
 
 
 class _Block(NamedTuple):
@@ -115,7 +123,7 @@ class _Block(NamedTuple):
 
 def _blocks(config: ResNetConfig) -> list[_Block]:
     blocks: list[_Block] = []
-    inputs = config.widths[0]
+    inputs = config.first
     for stage, (count, width) in enumerate(zip(config.blocks, config.widths, strict=True)):
         for i in range(count):
             stride = 2 if stage > 0 and i == 0 else 1
@@ -143,7 +151,7 @@ def resnet(config: ResNetConfig, *, norm: Norm | None = None) -> Model:
 
     def sizes() -> dict[str, tuple[int, int, int, int]]:
         """The shape of every convolution, by path; its norm's path goes with it."""
-        shapes = {"stem": (3, 3, config.channels, config.widths[0])}
+        shapes = {"stem": (3, 3, config.channels, config.first)}
         for block in blocks:
             shapes[f"{block.name}/conv_0"] = (3, 3, block.inputs, block.width)
             shapes[f"{block.name}/conv_1"] = (3, 3, block.width, block.width)

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from kd_jax.convolution import depthwise
 from kd_jax.losses.binary import binary_kl_of_difference
 from kd_jax.losses.logits import amplified_target
 from kd_jax.losses.prototypes import norm_and_direction
 from kd_jax.objectives.parts import Part
 from kd_jax.objectives.transfer.modules import (
     batch_norm,
-    conv,
     linear,
     make_conv,
     make_linear,
@@ -150,7 +150,7 @@ def _make_separable(key: jax.Array, inputs: int, outputs: int) -> PyTree:
 
 def _separable(weights: PyTree, x: jax.Array, here: jax.Array) -> jax.Array:
     for i, stride in enumerate((2, 1)):
-        x = conv(weights[f"depth_{i}"], x, stride=stride, padding=1, groups=x.shape[-1])
+        x = depthwise(x.astype(jnp.float32), weights[f"depth_{i}"]["kernel"], stride)
         x = linear(weights[f"point_{i}"], x)
         x = jax.nn.relu(batch_norm(weights[f"norm_{i}"], x, here))
     return x

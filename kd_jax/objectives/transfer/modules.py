@@ -39,19 +39,13 @@ def make_conv(key: jax.Array, size: int, inputs: int, outputs: int) -> PyTree:
     return {"kernel": std * jax.random.normal(key, (size, size, inputs, outputs))}
 
 
-def conv(
-    weights: PyTree, x: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1
-) -> jax.Array:
-    """x [B, H, W, inputs] -> f32 [B, H', W', outputs], with zeros around.
-
-    groups of channels that see their own alone: kernel [size, size, inputs / groups, outputs].
-    """
+def conv(weights: PyTree, x: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
+    """x [B, H, W, inputs] -> f32 [B, H', W', outputs], with zeros around."""
     return jax.lax.conv_general_dilated(
         x.astype(jnp.float32),
         weights["kernel"],
         (stride, stride),
         [(padding, padding)] * 2,
-        feature_group_count=groups,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
