@@ -24,6 +24,8 @@ from kd_jax.objectives.references import model_sequence_log_probs, precomputed
 from kd_jax.steps import make_train_step
 from kd_jax.trees import flatten
 
+pytestmark = pytest.mark.slow  # all together
+
 CONFIG, PROMPTS, NEW = generating.CONFIG, generating.PROMPTS, generating.NEW
 EOS, LENGTH, SAMPLES, STEPS, PAIRS = 3, 12, 4, 2, 8
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)

@@ -31,6 +31,8 @@ from kd_jax.objectives.transfer.joint import rotation_labels
 from kd_jax.steps import make_train_step
 from kd_jax.types import Context
 
+pytestmark = pytest.mark.slow  # all together
+
 BATCH = image_batch() | {"aspects": jax.random.uniform(jax.random.key(9), (6, 4))}
 POOLED = TEACHER.apply(FROZEN["teacher"], BATCH, taps=("pooled",)).taps["pooled"]
 MEANS = class_means(POOLED, BATCH["targets"], CLASSES)

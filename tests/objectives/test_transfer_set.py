@@ -18,6 +18,8 @@ from kd_jax.objectives.transfer.contrastive import contrastive
 from kd_jax.steps import make_train_step
 from kd_jax.types import Context
 
+pytestmark = pytest.mark.slow  # all together
+
 SELVES = image_batch(8)
 # Four views of each image: one target, and one weight.
 SELVES |= {k: SELVES[k][jnp.arange(8) // 4 * 4] for k in ("targets", "weights")}

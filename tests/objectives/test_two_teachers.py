@@ -14,6 +14,8 @@ from kd_jax.models.resnet import ResNetConfig, resnet
 from kd_jax.objectives.transfer.adversarial import attacked, two_teachers
 from kd_jax.steps import make_train_step
 
+pytestmark = pytest.mark.slow  # all together
+
 KEY = jax.random.key(0)
 STUDENT, CLEAN, ROBUST = (image_model(w) for w in (3, 4, 5))
 PARAMS = STUDENT.init(jax.random.key(1))
