@@ -20,6 +20,8 @@ from kd_jax.models import (
 )
 from kd_jax.trees import flatten, match_rules
 
+pytestmark = pytest.mark.slow  # all together
+
 every_model = pytest.mark.parametrize("name", MODELS)
 
 

@@ -13,6 +13,8 @@ from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.sharding import batch_sharding, on_mesh, shard_tree
 from kd_jax.trees import flatten
 
+pytestmark = pytest.mark.slow  # all together
+
 CONVOLUTIONAL = ["mobilenet", "shufflenet", "wide"]
 
 

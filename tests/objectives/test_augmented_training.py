@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import optax
+import pytest
 
 from kd_jax.launch.loop import fit
 from kd_jax.launch.mesh import MeshConfig, make_mesh
@@ -20,6 +21,8 @@ from kd_jax.objectives.supervise import supervise
 from kd_jax.steps import make_train_step
 from kd_jax.trees import flatten
 from kd_jax.types import weighted_sum
+
+pytestmark = pytest.mark.slow  # all together
 
 ROWS = 8
 CHANGE = chain(flip, functools.partial(crop, pad=1))

@@ -19,6 +19,8 @@ from kd_jax.objectives.transfer.maps import attention
 from kd_jax.steps import make_train_step
 from kd_jax.types import Context
 
+pytestmark = pytest.mark.slow  # all together
+
 BATCH = image_batch()
 PAIR = ("deep", "deep")
 NEGATIVES = crd.other_classes(np.arange(9) % 3, 4)

@@ -15,6 +15,8 @@ from kd_jax.objectives.transfer.trilateral import trilateral
 from kd_jax.steps import make_train_step
 from kd_jax.types import Context
 
+pytestmark = pytest.mark.slow  # all together
+
 MODEL, KEY, RATE = linear_model(), jax.random.key(0), 0.3
 PARAMS = MODEL.init(jax.random.key(1))
 BATCH = {"train": batch_of(8), "other": batch_of(8, seed=1)}
