@@ -17,7 +17,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 @pytest.fixture
 def three(tmp_path):
-    """A merge of some seconds: 24 shards by DELLA."""
+    """A merge into 24 shards by DELLA."""
     for i, name in enumerate(("base", "a", "b")):
         random = np.random.default_rng(i)
         arrays = {f"t{k}": random.standard_normal((256, 512), np.float32) for k in range(24)}
@@ -27,8 +27,21 @@ def three(tmp_path):
     return tmp_path
 
 
-def start(*arguments):
-    line = [sys.executable, "-m", "kd_jax.merging", *map(str, arguments)]
+# Rests after each shard, so that there is time to end it.
+SLOW = """
+import sys, time
+from kd_jax.merging.disk import command, engine
+finish = engine.Writer._finish
+def rest(*arguments):
+    finish(*arguments)
+    time.sleep(0.2)
+engine.Writer._finish = rest
+sys.exit(command.main())
+"""
+
+
+def start(*arguments, code=("-m", "kd_jax.merging")):
+    line = [sys.executable, *code, *map(str, arguments)]
     return subprocess.Popen(
         line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -56,7 +69,7 @@ def check_same(first, second):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_merge_that_was_ended_goes_on_where_it_was(three, number):
     growing = three / ".out.merging"
-    process = start(three / "r.yaml", three / "out", "--threads", "1")
+    process = start(three / "r.yaml", three / "out", "--threads", "1", code=("-c", SLOW))
     wait_for_shards(growing, 2)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
