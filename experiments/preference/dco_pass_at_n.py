@@ -44,7 +44,6 @@ from kd_jax.launch.config import (
     identity,
     not_identity,
 )
-from kd_jax.launch.evaluation import evaluate
 from kd_jax.launch.stages import Evaluation, Program, Stage, Training, mesh_of
 from kd_jax.losses.coverage import dco
 from kd_jax.models import mlp
@@ -196,7 +195,9 @@ def _test(config: Config, model: Model) -> Evaluation:
 
     def measure(params: Any, carry: Any, frozen: Any) -> Mapping[str, float]:
         test, mesh = _images(config.fashion, config.folder)["test"], mesh_of(params)
-        values, _ = evaluate(step, alone(params), {}, {}, test, batch_size=TEST_BATCH, mesh=mesh)
+        values, _ = evaluation.evaluate(
+            step, alone(params), {}, {}, test, batch_size=TEST_BATCH, mesh=mesh
+        )
         return {name: values[name] for name in measures}
 
     def plan(params: Any, carry: Any, frozen: Any) -> Mapping[str, Program]:

@@ -119,7 +119,7 @@ PRESETS = {
         pair_steps=1,
         kept_steps=1,
         seeds=2,
-    ),  # fmt: skip
+    ),
     "laptop": Config(
         model="smollm2", decoder=dataclasses.replace(sizes.SMOLLM2_135M, remat=False), seed=20
     ),
@@ -171,7 +171,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
 
 def _kept(config: Config, language: Language, seed: int, found: Mapping[str, Any]) -> Compute:
-    def run(programs: Programs, language: Language, base: Any) -> dict[str, Any]:
+    def measure(programs: Programs, language: Language, base: Any) -> dict[str, Any]:
         return displaced_stages.kept(
             programs,
             language,
@@ -182,7 +182,7 @@ def _kept(config: Config, language: Language, seed: int, found: Mapping[str, Any
             config.share,
         )
 
-    return _stage(config, language, "pair_start", run)(found)
+    return _stage(config, language, "pair_start", measure)(found)
 
 
 def _start(config: Config, language: Language, steps: int, found: Mapping[str, Any]) -> Compute:

@@ -43,7 +43,7 @@ class Config(Settings):
     modulus: int = 11
     """Numbers are 0 to this, less one; a prime."""
     factors: int = 8
-    """Multiplications are by 2 and so many numbers in all."""
+    """How many numbers multiplications are by, from 2 on."""
     length: int = 5
     """Operations of a problem."""
     shortcut: float = 0.5

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.losses.classification import label_log_probs
-from kd_jax.losses.preference.pairs import Pairs, log_ratios
+from kd_jax.losses.preference.pairs import PairLoss, Pairs, log_ratios
 from kd_jax.losses.sequence import sequence_log_probs
 from kd_jax.losses.streaming import over_vocabulary, token_log_probs
 from kd_jax.objectives.combinators import own_weights
@@ -26,9 +26,6 @@ from kd_jax.types import (
     stateless,
     weighted_sum,
 )
-
-# One value a pair, [P].
-PairLoss = Callable[[Pairs], jax.Array]
 
 # A number of every position: (logits f32 [B, C, V], the reference's or None, targets) -> [B, C].
 # Functions of a module, not made on the way: they are the keys under which values are found.

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from kd_jax.losses.divergences import forward_kl, reverse_kl
 from kd_jax.losses.preference import tokens
-from kd_jax.losses.preference.pairs import Pairs, lengths
+from kd_jax.losses.preference.pairs import PairLoss, Pairs, lengths, per_token
+from kd_jax.losses.preference.regularised import sft
 from kd_jax.losses.sequence import sequence_log_probs
 from kd_jax.objectives.prefer import (
-    PairLoss,
     PairTerm,
     Seen,
     Statistic,
@@ -69,8 +69,7 @@ def chosen_nll_by_sequence(scale: float) -> PairTerm:
     """
 
     def term(seen: Seen) -> Term:
-        chosen, _ = lengths(seen.pairs)
-        return weighted_sum(-seen.pairs.policy_chosen / chosen, seen.weights, scale)
+        return weighted_sum(sft(per_token(seen.pairs)), seen.weights, scale)
 
     return PairTerm(term)
 

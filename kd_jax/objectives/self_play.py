@@ -15,6 +15,7 @@ def between(reference: Reference, iterate: Reference, *, share: float) -> Refere
     if not 0 <= share <= 1:
         raise ValueError(f"share: got {share}, takes a number in [0, 1]")
 
+    # `losses.preference.pairs.anchored` is this of pairs that are at hand.
     def mixed(params, frozen, batch):
         if share in (0, 1):
             return (iterate if share else reference)(params, frozen, batch)

@@ -167,7 +167,10 @@ def test_sppo_is_least_at_the_iterate_times_its_wins():
 
 def test_links_are_least_where_their_documents_say():
     z = jnp.linspace(-6.0, 6.0, 1201)
-    least = lambda values: float(z[jnp.argmin(values)])  # noqa: E731
+
+    def least(values):
+        return float(z[jnp.argmin(values)])
+
     assert abs(least(links.smoothed(z, smoothing=0.1)) - np.log(9)) < 0.01
     assert abs(least(links.reverse_kl(z, smoothing=0.1)) - np.log(9)) < 0.01
     close(links.reverse_kl(jnp.log(9.0)[None], smoothing=0.1), 0.0)

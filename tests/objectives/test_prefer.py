@@ -11,7 +11,9 @@ from support.linear import assert_trees_close
 from support.objective_laws import FROZEN, KEY, LAWS, MODEL, PARAMS, Case, batch_for, one_step
 
 from kd_jax.losses.preference import free, margin, tokens, transport
+from kd_jax.losses.preference.pairs import Pairs
 from kd_jax.objectives import prefer_terms as terms
+from kd_jax.objectives.prefer import Seen as Found
 from kd_jax.objectives.prefer import prefer
 from kd_jax.objectives.references import online, precomputed
 from kd_jax.steps import make_train_step
@@ -170,6 +172,19 @@ def test_the_nll_of_cpo_is_a_mean_over_tokens_and_that_of_rpo_over_sequences():
     seen = by_hand("tokens")
     by_sequence = 0.2 * (-seen.sums(seen.own)[0] / seen.mask["chosen"].sum(1)).mean()
     np.testing.assert_allclose(metrics_of("tokens")["by_sequence"], by_sequence, rtol=1e-5)
+
+
+def test_a_padding_pair_without_tokens_has_no_part_in_the_mean_over_sequences():
+    lengths, weights = jnp.array([4.0, 0.0]), jnp.array([1.0, 0.0])
+
+    def value(sums):
+        pairs = Pairs(sums, sums, chosen_lengths=lengths, rejected_lengths=lengths)
+        seen = Found({}, pairs, weights, sums[:, None], {})
+        return terms.chosen_nll_by_sequence(0.2).term(seen).value
+
+    found, grad = jax.value_and_grad(value)(jnp.array([-6.0, 0.0]))
+    np.testing.assert_allclose(found, 0.2 * 6 / 4, rtol=1e-6)
+    np.testing.assert_allclose(grad, [-0.2 / 4, 0.0], rtol=1e-6)
 
 
 def test_the_nll_of_orpo_covers_the_prompt_and_no_padding():

@@ -112,11 +112,10 @@ def programs(config: DecoderConfig, recipe: Recipe) -> Programs:
                 lambda state, _: step(state, {"base": base}, pair), state, length=steps
             )
             # Measured after the last step.
-            output = objective.loss(
+            found = objective.loss(
                 state.params, {}, {"base": base}, pair, Context(state.key, state.step, False)
-            )
-            found = (output.metrics[f"{side}_ratio"].value for side in ("chosen", "rejected"))
-            return tuple(found)  # pyright: ignore[reportReturnType]
+            ).metrics
+            return found["chosen_ratio"].value, found["rejected_ratio"].value
 
         return jax.lax.map(one, batch)
 

@@ -105,7 +105,8 @@ def results(
     """found: of each number of actions "<method>/gap", "/kl" and "/likeliest" [games, rounds + 1].
     written: gaps of language models [seeds, rounds + 1], of INPO and of DPO.
 
-    A value is over games, each the mean over numbers of actions.
+    A value is over games, each the mean over numbers of actions. Gaps of INPO, of DPO and
+    of best responses are at the end means over the last quarter of the rounds.
     """
 
     def over_sizes(name: str) -> np.ndarray:

@@ -36,7 +36,7 @@ class Scored(NamedTuple):
 
 @functools.cache
 def lines(source: Source) -> tuple[list[str], list[str]]:
-    """(trained on, held out): what is spoken, in lines of 20 to 60 characters."""
+    """(trained on, held out): what is spoken, in lines from 20 characters on, cut to 60."""
     read = text_lib.read(text_lib.Text(shakespeare=source.shakespeare, folder=source.folder))
     spoken, rest = ([line[:60] for line in part.split("\n") if len(line) >= 20] for part in read)
     return spoken, rest

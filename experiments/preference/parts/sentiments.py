@@ -24,9 +24,10 @@ class Draw(NamedTuple):
 
 
 def draw(count: int, shape: Draw, seed: int) -> list[Pair]:
-    """Reviews whose words tell the sentiment three times in four; the label is that of most words.
+    """Reviews of one sentiment, the label: three in four of the words that have one are of it.
 
-    A completion is the label and a suffix of words in random order: "positive judged today ...".
+    So many are expected; a review may differ. A completion is the label and a suffix of words in
+    random order: "positive judged today ...".
     """
     rng = np.random.default_rng(seed)
     pairs = []

@@ -50,9 +50,8 @@ def draw(key: jax.Array, sizes: Sizes, all: Completions) -> World:
         keys[2], sizes.prompts, sizes.symbols, sizes.longest, sizes.width
     )
     reference = _taught(start, prompts, said, sizes, all)
-    log_p = enumerated.token_log_probs(enumerated.next_log_probs(reference, all.prefixes), all).sum(
-        -1
-    )
+    following = enumerated.next_log_probs(reference, all.prefixes)
+    log_p = enumerated.token_log_probs(following, all).sum(-1)
     prompts, (one, other) = _sample(keys[3], log_p, sizes.pairs, 2)
     first_wins = jax.random.bernoulli(
         keys[4], jax.nn.sigmoid(reward[prompts, one] - reward[prompts, other])

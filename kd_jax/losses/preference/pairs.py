@@ -29,6 +29,10 @@ class Pairs(NamedTuple):
     rejected_lengths: Float[Array, " P"] | None = None
 
 
+# One value a pair, [P].
+PairLoss = Callable[[Pairs], jax.Array]
+
+
 def log_ratios(pairs: Pairs) -> tuple[jax.Array, jax.Array]:
     """(c, r): log policy - log reference of chosen and rejected, f32 [P] each."""
     policy_chosen, policy_rejected, reference_chosen, reference_rejected = _fields(pairs, slice(4))

@@ -1,17 +1,18 @@
 """Preference losses with the likelihood of the chosen, and weighted sums of losses."""
 
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kd_jax.losses import _checks
 from kd_jax.losses.preference.margin import dpo
-from kd_jax.losses.preference.pairs import Pairs, log_ratios, per_token, without_reference
-
-PairLoss = Callable[[Pairs], jax.Array]
+from kd_jax.losses.preference.pairs import (
+    PairLoss,
+    Pairs,
+    log_ratios,
+    per_token,
+    without_reference,
+)
 
 
 def sft(pairs: Pairs) -> Float[Array, " P"]:
