@@ -46,7 +46,7 @@ def load(
     with _quiet():
         builder = make()
         if not builder.is_prepared():
-            settings = tfds.download.DownloadConfig(manual_dir=_manual(manual_dir))
+            settings = tfds.download.DownloadConfig(manual_dir=manual_folder(manual_dir))
             try:
                 builder.download_and_prepare(download_config=settings)
             except (OSError, ValueError):
@@ -71,7 +71,8 @@ def default_data_dir() -> str:
     return os.environ.get(DATA_DIR) or str(pathlib.Path.home() / ".cache" / "kd_jax" / "tfds")
 
 
-def _manual(manual_dir: str | os.PathLike[str] | None) -> pathlib.Path | None:
+def manual_folder(manual_dir: str | os.PathLike[str] | None) -> pathlib.Path | None:
+    """manual_dir or $KD_JAX_DATA as a path; None for neither, FileNotFoundError if it is none."""
     manual_dir = manual_dir or os.environ.get(MANUAL_DIR)
     if not manual_dir:
         return None
@@ -105,19 +106,25 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
-def _builders() -> dict[str, Any]:
+def builders() -> dict[str, Any]:
+    """The builders of `kd_jax.data.builders` by their data sets' names."""
     from kd_jax.data.builders import (
+        cifar,
         digits,
         fashion_mnist,
         fictitious_authors,
+        tiny_imagenet,
         tiny_shakespeare,
         tofu,
     )
 
     return {
+        "cifar10": cifar.Cifar10,
+        "cifar100": cifar.Cifar100,
         "digits": digits.Digits,
         "fashion_mnist": fashion_mnist.FashionMnist,
         "fictitious_authors": fictitious_authors.FictitiousAuthors,
+        "tiny_imagenet": tiny_imagenet.TinyImagenet,
         "tiny_shakespeare": tiny_shakespeare.TinyShakespeare,
         "tofu": tofu.Tofu,
     }
@@ -125,7 +132,7 @@ def _builders() -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0, or 2 with one line on stderr."""
-    known = _builders()
+    known = builders()
     parser = argparse.ArgumentParser(
         prog="python -m kd_jax.data.prepare", description="Prepare data sets (array_record files)."
     )

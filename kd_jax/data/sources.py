@@ -78,6 +78,16 @@ def record_batches(
     return batches
 
 
+def abreast(sources: Sequence[Source]) -> Source:
+    """The batches of several sources side by side, leaves [B, S, ...]: for `repeated` steps."""
+
+    def batches(step: int, rows: slice) -> Batch:
+        parts = [source(step, rows) for source in sources]
+        return {name: np.stack([part[name] for part in parts], 1) for name in parts[0]}
+
+    return batches
+
+
 def mixture(
     sources: Sequence[Source], *, seed: int, batch_size: int, name: str = "mixture"
 ) -> Mixture:
