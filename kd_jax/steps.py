@@ -168,14 +168,18 @@ def sequence(*steps: TrainStep) -> TrainStep:
     return TrainStep(init, apply)
 
 
-def with_ema(step: TrainStep, decay: float) -> TrainStep:
-    """The same step, with ema <- decay * ema + (1 - decay) * params["model"] after each.
+def with_ema(step: TrainStep, decay: float, *, every: int = 1) -> TrainStep:
+    """The same step, with ema <- decay * ema + (1 - decay) * params["model"] after each `every`.
 
     carry becomes {"inner": the step's own carry, "ema": averaged weights in float32, started at
-    the initial weights}; evaluate with state.carry["ema"].
+    the initial weights}; evaluate with state.carry["ema"]. With every N steps it is the momentum
+    interpolation of slow and fast weights of arXiv 2310.17653 (MCL), whose constants are
+    UNVERIFIED; the fast weights go on from where they are.
     """
     if not 0 <= decay < 1:
         raise ValueError(f"decay: got {decay}, takes 0 <= decay < 1")
+    if every < 1:
+        raise ValueError(f"every: got {every}, takes at least 1")
 
     def init(key: jax.Array, params: PyTree, frozen: Frozen, batch: Batch) -> TrainState:
         state = step.init(key, params, frozen, batch)
@@ -186,9 +190,13 @@ def with_ema(step: TrainStep, decay: float) -> TrainStep:
     def apply(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         ema = state.carry["ema"]
         state, metrics = step(state._replace(carry=state.carry["inner"]), frozen, batch)
-        ema = jax.tree.map(
-            lambda e, p: decay * e + (1 - decay) * p.astype(jnp.float32), ema, state.params["model"]
-        )
+        due = state.step % every == 0
+
+        def follow(e: jax.Array, p: jax.Array) -> jax.Array:
+            nearer = decay * e + (1 - decay) * p.astype(jnp.float32)
+            return nearer if every == 1 else jnp.where(due, nearer, e)
+
+        ema = jax.tree.map(follow, ema, state.params["model"])
         return state._replace(carry={"inner": state.carry, "ema": ema}), metrics
 
     return TrainStep(init, apply)

@@ -182,6 +182,21 @@ def test_ema_follows_the_recurrence():
         steps.with_ema(step, 1.0)
 
 
+def test_slow_weights_follow_every_few_steps():
+    batch = batch_of(4)
+    inner = steps.make_train_step(squared_error(MODEL), optax.sgd(0.1))
+    step = steps.with_ema(inner, 0.75, every=2)
+    state = start(step, batch)
+    expected = state.params["model"]["bias"]
+    for i in range(1, 6):
+        state, _ = step(state, {}, batch)
+        if i in (2, 4):
+            expected = 0.75 * expected + 0.25 * state.params["model"]["bias"]
+        np.testing.assert_allclose(state.carry["ema"]["bias"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="every: got 0, takes at least 1"):
+        steps.with_ema(inner, 0.9, every=0)
+
+
 def test_guard_keeps_the_last_good_state_and_names_the_first_bad_step():
     batch = batch_of(4)
     step = steps.guard_non_finite(steps.make_train_step(squared_error(MODEL), optax.adam(0.1)))

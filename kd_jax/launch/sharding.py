@@ -266,7 +266,7 @@ def _fit(
 
 
 def _axes(placed: Any) -> tuple[str, ...]:
-    if placed is None:
+    if placed is None or placed is PartitionSpec.UNCONSTRAINED:  # which vmap makes of its axis
         return ()
     return (placed,) if isinstance(placed, str) else tuple(placed)
 

@@ -104,6 +104,8 @@ def test_what_a_batch_becomes():
     assert np.abs(later["inputs"] - images).max() > 0.1
     floating = WHOLE | {"inputs": WHOLE["inputs"].astype(np.float32)}
     np.testing.assert_array_equal(augmented()(state, {}, floating)["inputs"], floating["inputs"])
+    with pytest.raises(ValueError, match="inputs: got int32, takes uint8 or floating"):
+        augmented()(state, {}, WHOLE | {"inputs": WHOLE["inputs"].astype(np.int32)})
 
 
 def test_padding_moves_no_number():

@@ -10,6 +10,9 @@ from jax.typing import ArrayLike
 
 from kd_jax.objectives.augment.images import Image
 
+# At the default precision accelerators would round places and levels to 8 or 11 bits.
+_EXACT = jax.lax.Precision.HIGHEST
+
 
 def affine(image: Image, matrix: jax.Array, shift: jax.Array, fill: ArrayLike = 0.0) -> Image:
     """out[p] = image[c + matrix (p - c) + shift], p = (row, column) and c the image's centre.
@@ -19,7 +22,8 @@ def affine(image: Image, matrix: jax.Array, shift: jax.Array, fill: ArrayLike = 
     height, width = image.shape[:2]
     middle = jnp.array([(height - 1) / 2, (width - 1) / 2])[:, None]
     grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
-    points = matrix @ (grid.reshape(2, -1) - middle) + middle + shift[:, None]
+    turned = jnp.matmul(matrix, grid.reshape(2, -1) - middle, precision=_EXACT)
+    points = turned + middle + shift[:, None]
     places = list(points.reshape(2, height, width))
 
     def warp(channel: jax.Array) -> jax.Array:
@@ -98,7 +102,7 @@ def equalise(image: Image) -> Image:
 def grey(image: Image) -> jax.Array:
     """[H, W]: 0.299 R + 0.587 G + 0.114 B of three channels, the mean of any other number."""
     if image.shape[-1] == 3:
-        return image @ jnp.array([0.299, 0.587, 0.114])
+        return jnp.matmul(image, jnp.array([0.299, 0.587, 0.114]), precision=_EXACT)
     return image.mean(-1)
 
 
