@@ -10,8 +10,8 @@ from kd_jax.axes import named
 from kd_jax.convolution import depthwise
 from kd_jax.models.common import Places, along_last, linear, normals, to_float
 from kd_jax.models.lora import merge
+from kd_jax.models.norms import Norm
 from kd_jax.models.parts import fetched
-from kd_jax.models.resnet import Norm
 from kd_jax.trees import check_same, nest
 from kd_jax.types import Logits, Model, ModelOutput, PyTree
 
@@ -65,6 +65,7 @@ class Layers:
         kernel = merge(_at(self._params, path)["kernel"]).astype(x.dtype)
         if conv.depthwise:
             return depthwise(x, kernel, conv.stride)
+        # Alike on both sides, so that weights of other frameworks fit ("SAME" would not).
         pad = (conv.side // 2, conv.side // 2)
         return jax.lax.conv_general_dilated(
             x,
@@ -89,6 +90,12 @@ class Layers:
 
 # (layers, images f32 [B, H, W, C], place) -> what is pooled, [B, H', W', D]
 Body = Callable[[Layers, jax.Array, Places], jax.Array]
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The maximum over 3 x 3 places with stride 2, padded by 1: [B, H, W, C] -> half of both."""
+    around = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), around)
 
 
 def normed(convs: Mapping[str, Conv], head: tuple[int, int]) -> Outline:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.axes import named
-from kd_jax.models.common import Places, layer_norm, linear, normals, to_float
+from kd_jax.models.common import Places, layer_norm, linear, to_float
 from kd_jax.models.parts import fetched
+from kd_jax.models.patches import PatchConfig, cut, dense
 from kd_jax.trees import nest
 from kd_jax.types import Logits, Model, ModelOutput, PyTree
 
@@ -27,15 +28,9 @@ RULES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MixerConfig:
+class MixerConfig(PatchConfig):
     """Sizes of an MLP-Mixer; the defaults are a tiny one for 32 x 32 images."""
 
-    image: int = 32
-    """Height and width of the images."""
-    patch: int = 4
-    """Height and width of a patch."""
-    channels: int = 3
-    """Channels of the images, C."""
     width: int = 128
     """Width of the residual stream, D."""
     depth: int = 6
@@ -47,23 +42,20 @@ class MixerConfig:
     classes: int = 10
     """Logits."""
 
-    def __post_init__(self):
-        if min(dataclasses.astuple(self)) < 1:
-            raise ValueError(f"sizes: got {self}, takes at least 1 of each")
-        if self.image % self.patch:
-            raise ValueError(f"patch: got {self.patch}, takes a divisor of image {self.image}")
 
-    @property
-    def patches(self) -> int:
-        """Patches of an image, N."""
-        return (self.image // self.patch) ** 2
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExactMixerConfig(MixerConfig):
+    """As the paper and published weights have it: GELU in its exact form, not its tanh form."""
+
+    exact_gelu: bool = True
+    """Whether that is so."""
 
 
 def mixer(config: MixerConfig) -> Model:
     """Patches, blocks of two perceptrons, final norm, mean over patches, linear head.
 
     A block is x + mlp(norm(x)^T)^T over the patches, then x + mlp(norm(x)) over the channels, with
-    mlp(y) = down(gelu(up(y))), GELU in its tanh form, the paper's in its exact one.
+    mlp(y) = down(gelu(up(y))).
 
     init(key): {"embed", "block_i": {"patches_norm", "patches": {up, down}, "channels_norm",
         "channels": {up, down}}, "final_norm", "head"}; kernels [in, out] normal of variance
@@ -75,7 +67,7 @@ def mixer(config: MixerConfig) -> Model:
 
     def init(key: jax.Array) -> PyTree:
         d = config.width
-        kernels = {"embed": (config.patch**2 * config.channels, d), "head": (d, config.classes)}
+        kernels = {"embed": (config.pixels, d), "head": (d, config.classes)}
         norms = ["final_norm"]
         for name in names:
             for part, size, hidden in (
@@ -85,11 +77,7 @@ def mixer(config: MixerConfig) -> Model:
                 kernels[f"{name}/{part}/up"] = (size, hidden)
                 kernels[f"{name}/{part}/down"] = (hidden, size)
                 norms.append(f"{name}/{part}_norm")
-        drawn = {f"{path}/kernel": (shape, shape[0] ** -0.5) for path, shape in kernels.items()}
-        vectors = {f"{path}/bias": jnp.zeros(shape[1]) for path, shape in kernels.items()}
-        for path in norms:
-            vectors |= {f"{path}/scale": jnp.ones(d), f"{path}/bias": jnp.zeros(d)}
-        return nest(normals(key, drawn) | vectors)
+        return nest(dense(key, kernels, norms, d))
 
     def apply(
         params: PyTree,
@@ -103,13 +91,13 @@ def mixer(config: MixerConfig) -> Model:
     ) -> ModelOutput:
         place = Places(("embed", *names, "pooled"), taps, add)
         params = {name: x if name in names else fetched(x) for name, x in params.items()}
-        x = linear(params["embed"], _patches(config, to_float(inputs["inputs"])))
+        x = linear(params["embed"], cut(config, to_float(inputs["inputs"])))
         x = place("embed", named(x, "batch", None, None))
         for name in names:
             block = fetched(params[name])
             y = jnp.swapaxes(layer_norm(block["patches_norm"], x), 1, 2)
-            x = x + jnp.swapaxes(_perceptron(block["patches"], y), 1, 2)
-            x = x + _perceptron(block["channels"], layer_norm(block["channels_norm"], x))
+            x = x + jnp.swapaxes(_perceptron(config, block["patches"], y), 1, 2)
+            x = x + _perceptron(config, block["channels"], layer_norm(block["channels_norm"], x))
             x = place(name, named(x, "batch", None, None))
         x = place("pooled", layer_norm(params["final_norm"], x).mean(1))
         return ModelOutput(Logits(linear(params["head"], x)), place.found, state)
@@ -117,15 +105,5 @@ def mixer(config: MixerConfig) -> Model:
     return Model(init, apply)
 
 
-def _perceptron(params: PyTree, x: jax.Array) -> jax.Array:
-    return linear(params["down"], jax.nn.gelu(linear(params["up"], x)))
-
-
-def _patches(config: MixerConfig, images: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, N, patch * patch * C], patches and pixels row by row."""
-    expected = (config.image, config.image, config.channels)
-    if images.shape[1:] != expected:
-        raise ValueError(f"inputs: got images {images.shape[1:]}, takes {expected}")
-    side, p = config.image // config.patch, config.patch
-    x = images.reshape(len(images), side, p, side, p, config.channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(len(images), side * side, -1)
+def _perceptron(config: MixerConfig, params: PyTree, x: jax.Array) -> jax.Array:
+    return linear(params["down"], config.gelu(linear(params["up"], x)))

@@ -15,7 +15,7 @@ from kd_jax.models.convolution import (
     normed,
     stage_ends,
 )
-from kd_jax.models.resnet import Norm, batch_norm
+from kd_jax.models.norms import Norm, batch_norm
 from kd_jax.types import Model
 
 RULES = DEPTHWISE_RULES
@@ -81,9 +81,8 @@ def mobilenet_v2(config: MobileNetConfig, *, norm: Norm | None = None) -> Model:
     taps and add: "block_0" on [B, H, W, width], "last" [B, H, W, last], "pooled" [B, last].
     """
     convs = {"stem": Conv(3, config.channels, config.stem, config.stem_stride)}
-    blocks: list[
-        tuple[str, bool, bool]
-    ] = []  # name, whether it expands, whether its input is added
+    # Name, whether it expands, whether its input is added.
+    blocks: list[tuple[str, bool, bool]] = []
     inputs = config.stem
     for stage in config.stages:
         for i in range(stage.blocks):

@@ -12,10 +12,11 @@ from kd_jax.models.convolution import (
     Conv,
     Layers,
     classifier,
+    max_pool,
     normed,
     stage_ends,
 )
-from kd_jax.models.resnet import Norm, batch_norm
+from kd_jax.models.norms import Norm, batch_norm
 from kd_jax.types import Model
 
 RULES = DEPTHWISE_RULES
@@ -101,9 +102,7 @@ def shufflenet_v2(config: ShuffleNetConfig, *, norm: Norm | None = None) -> Mode
     def body(layers: Layers, x: jax.Array, place: Places) -> jax.Array:
         x = jax.nn.relu(layers("stem", x))
         if config.pool:
-            window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
-            around = ((0, 0), (1, 1), (1, 1), (0, 0))
-            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, around)
+            x = max_pool(x)
         for name, halves in blocks:
             if halves:
                 kept = layers(f"{name}/pass_depthwise", x)

@@ -7,7 +7,7 @@ import jax
 from kd_jax.axes import named
 from kd_jax.models.common import Places
 from kd_jax.models.convolution import RULES, Conv, Layers, Outline, classifier, stage_ends
-from kd_jax.models.resnet import Norm, batch_norm
+from kd_jax.models.norms import Norm, batch_norm
 from kd_jax.types import Model
 
 __all__ = ["RULES", "WideResNetConfig", "wide_resnet"]

@@ -13,7 +13,7 @@ from flax import nnx
 from kd_jax.launch.mesh import MeshConfig, make_mesh
 from kd_jax.launch.sharding import on_host, on_mesh, shard_tree, with_shardings
 from kd_jax.losses.streaming import token_forward_kl
-from kd_jax.models import adapters, layout, lora, mlp, resnet, sampler, vit
+from kd_jax.models import adapters, layout, lora, mlp, norms, resnet, sampler, vit
 from kd_jax.models.decoder import DecoderConfig, decoder, rules
 from kd_jax.models.parts import fetched
 from kd_jax.trees import flatten
@@ -129,7 +129,7 @@ MODELS = {
     "mlp": lambda: mlp.mlp(mlp.MLPConfig(inputs=128, widths=(8,), classes=5)),
     "resnet": lambda: resnet.resnet(
         resnet.ResNetConfig(blocks=(1,), widths=(8,), channels=2, classes=5),
-        norm=resnet.group_norm(4),
+        norm=norms.group_norm(4),
     ),
     "vit": lambda: vit.vit(
         vit.ViTConfig(image=8, channels=2, width=16, depth=1, heads=2, mlp=24, classes=5)

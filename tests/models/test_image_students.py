@@ -1,24 +1,33 @@
 """Mixer, MobileNet, ShuffleNet and wide ResNets: published sizes, places, rules, errors."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.image_students import FLOATS, IMAGES, MODELS, TAPS, WIDE, setup
+from support.image_students import (
+    FLOATS,
+    IMAGES,
+    MODELS,
+    TAPS,
+    WIDE,
+    has_a_rule_for_every_parameter,
+    setup,
+    takes_images,
+)
 
 from kd_jax.models import (
     convolution,
     image_sizes,
     mixer,
     mobilenet,
+    norms,
     resnet,
     shufflenet,
     wide_resnet,
 )
-from kd_jax.trees import flatten, match_rules
+from kd_jax.trees import flatten
 
 pytestmark = pytest.mark.slow  # all together
 
@@ -93,14 +102,7 @@ def test_the_stem_of_a_resnet_may_be_narrower():
 @every_model
 def test_shapes_taps_and_u8(name):
     _, _, run = setup(name)
-    out = run(IMAGES, {})
-    assert out.head.logits().shape == (8, 5)
-    assert {k: v.shape for k, v in out.taps.items()} == TAPS[name]
-    np.testing.assert_allclose(out.head.logits(), run(FLOATS, {}).head.logits(), atol=1e-5)
-    # The images matter, and each row only to itself.
-    other = run(np.concatenate([IMAGES[:4], 255 - IMAGES[4:]]), {}).head.logits()
-    np.testing.assert_allclose(out.head.logits()[:4], other[:4], rtol=1e-5, atol=1e-6)
-    assert np.abs(out.head.logits()[4:] - other[4:]).max() > 1e-3
+    takes_images(lambda images: run(images, {}), TAPS[name])
 
 
 @every_model
@@ -121,16 +123,11 @@ def test_add_perturbs_its_place_and_has_a_gradient(name):
 
 @every_model
 def test_every_parameter_has_a_rule(name):
-    model, rules = MODELS[name]
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    match_rules(rules, params)
-    for path, leaf in flatten(params).items():
-        first = next(names for pattern, names in rules if re.fullmatch(pattern, path))
-        assert len(first) == leaf.ndim, path
+    has_a_rule_for_every_parameter(*MODELS[name])
 
 
 def test_group_norm_has_no_state():
-    model = wide_resnet.wide_resnet(WIDE, norm=resnet.group_norm(4))
+    model = wide_resnet.wide_resnet(WIDE, norm=norms.group_norm(4))
     assert model.state() == {}
     params = setup("wide")[0]
     run = jax.jit(lambda x: model.apply(params, {"inputs": x}, train=True))

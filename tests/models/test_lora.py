@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_jax.launch.planning import flops
-from kd_jax.models import adapters, decoder, layout, lora, mlp, resnet, sampler, vit
+from kd_jax.models import adapters, decoder, layout, lora, mlp, norms, resnet, sampler, vit
 from kd_jax.models.parts import LowRank, matmul
 from kd_jax.trees import flatten, map_with_path, match_rules
 
@@ -182,7 +182,7 @@ OTHERS = {
     "resnet": (
         resnet.resnet(
             resnet.ResNetConfig(blocks=(1,), widths=(8,), channels=2, classes=5),
-            norm=resnet.group_norm(4),
+            norm=norms.group_norm(4),
         ),
         ".*kernel",
         IMAGES,

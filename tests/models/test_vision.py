@@ -1,29 +1,33 @@
-"""The vision models: values against Linen layers, places, batch norm by hand, sharding."""
+"""The vision models: values against Linen layers and NumPy, places, batch norm by hand."""
 
 import dataclasses
 import functools
-import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.image_students import (
+    IMAGES,
+    drawn,
+    has_a_rule_for_every_parameter,
+    takes_images,
+)
 
-from kd_jax.models import mlp, resnet, vit
+from kd_jax.models import mlp, norms, resnet, vit
 from kd_jax.models.common import normals, to_float
-from kd_jax.trees import flatten, map_with_path, match_rules
+from kd_jax.trees import flatten
 
 RESNET = resnet.ResNetConfig(blocks=(1, 1), widths=(8, 16), channels=2, classes=5)
 VIT = vit.ViTConfig(image=8, patch=4, channels=2, width=16, depth=2, heads=2, mlp=24, classes=5)
 MLP = mlp.MLPConfig(inputs=128, widths=(16, 8), classes=5)
-IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 2)).astype(np.uint8)
 BATCH = {"inputs": IMAGES}
 
 MODELS = {
     "mlp": (mlp.mlp(MLP), mlp.RULES),
     "batch_norm": (resnet.resnet(RESNET), resnet.RULES),
-    "group_norm": (resnet.resnet(RESNET, norm=resnet.group_norm(4)), resnet.RULES),
+    "group_norm": (resnet.resnet(RESNET, norm=norms.group_norm(4)), resnet.RULES),
     "vit": (vit.vit(VIT), vit.RULES),
 }
 TAPS = {
@@ -33,19 +37,6 @@ TAPS = {
     "vit": {"embed": (8, 4, 16), "block_0": (8, 4, 16), "block_1": (8, 4, 16), "pooled": (8, 16)},
 }
 every_model = pytest.mark.parametrize("name", MODELS)
-
-
-def drawn(shapes):
-    """Away from initialisation, so that norms, biases and statistics matter; variances stay > 0."""
-    draw = np.random.default_rng(1).standard_normal
-
-    def leaf(path, x):
-        value = draw(x.shape).astype(np.float32)
-        if x.ndim > 1:
-            return value / np.sqrt(np.float32(x.size / x.shape[-1]))
-        return 1 + 0.2 * np.abs(value) if re.search("scale|var", path) else 0.2 * value
-
-    return map_with_path(leaf, shapes)
 
 
 @functools.cache
@@ -58,17 +49,8 @@ def setup(name):
 @every_model
 def test_shapes_taps_and_u8(name):
     model, params, state = setup(name)
-    apply = jax.jit(lambda x: model.apply(params, {"inputs": x}, state=state, taps=TAPS[name]))
-    out = apply(IMAGES)
-    assert out.head.logits().shape == (8, 5)
-    assert out.head.logits().dtype == jnp.float32
-    assert {k: v.shape for k, v in out.taps.items()} == TAPS[name]
-    as_float = apply(IMAGES.astype(np.float32) / 255)
-    np.testing.assert_allclose(out.head.logits(), as_float.head.logits(), rtol=1e-5, atol=1e-5)
-    # The images matter, and each row only to itself.
-    other = apply(np.concatenate([IMAGES[:4], 255 - IMAGES[4:]])).head.logits()
-    np.testing.assert_allclose(out.head.logits()[:4], other[:4], rtol=1e-5, atol=1e-6)
-    assert np.abs(out.head.logits()[4:] - other[4:]).max() > 1e-3
+    run = jax.jit(lambda x: model.apply(params, {"inputs": x}, state=state, taps=TAPS[name]))
+    takes_images(run, TAPS[name])
 
 
 @every_model
@@ -104,12 +86,7 @@ def test_unknown_places_are_errors(name):
 
 @every_model
 def test_every_parameter_has_a_rule(name):
-    model, rules = MODELS[name]
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    match_rules(rules, params)
-    for path, leaf in flatten(params).items():
-        first = next(names for pattern, names in rules if re.fullmatch(pattern, path))
-        assert len(first) == leaf.ndim, path
+    has_a_rule_for_every_parameter(*MODELS[name])
 
 
 def test_a_leaf_depends_on_key_path_and_shape_only():
@@ -205,7 +182,7 @@ def test_resnet_equals_linen(name, train):
 
 
 def test_batch_norm_by_hand():
-    norm = resnet.batch_norm(momentum=0.75, eps=0.0)
+    norm = norms.batch_norm(momentum=0.75, eps=0.0)
     x = jnp.array([1.0, 2, 3, 6]).reshape(2, 2, 1, 1)  # mean 3, variance 3.5
     held = {"mean": jnp.array([1.0]), "var": jnp.array([4.0])}
     y, new = norm.apply(x, held, True)
@@ -278,7 +255,7 @@ def test_vit_equals_numpy():
         (lambda: resnet.ResNetConfig(blocks=(1,)), "blocks, widths"),
         (lambda: resnet.ResNetConfig(classes=0), "sizes"),
         (
-            lambda: resnet.group_norm(3).apply(jnp.zeros((1, 2, 2, 8)), {}, True),
+            lambda: norms.group_norm(3).apply(jnp.zeros((1, 2, 2, 8)), {}, True),
             "groups: got 3, takes a divisor of the 8 channels",
         ),
         (

@@ -1,13 +1,14 @@
-"""Small image classifiers with drawn weights: what the tests of students are about."""
+"""Small image classifiers with drawn weights, and what holds of every image classifier."""
 
 import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.models import mixer, mobilenet, shufflenet, wide_resnet
-from kd_jax.trees import map_with_path
+from kd_jax.trees import flatten, map_with_path, match_rules
 
 MIXER = mixer.MixerConfig(
     image=8, patch=4, channels=2, width=16, depth=2, patch_mlp=8, channel_mlp=24, classes=5
@@ -83,3 +84,24 @@ def setup(name):
         )
 
     return params, state, run
+
+
+def takes_images(run, taps):
+    """run(images) -> output with those taps [8, ...]; u8 as floating, and each row by itself."""
+    out = run(IMAGES)
+    assert out.head.logits().shape == (8, 5)
+    assert out.head.logits().dtype == jnp.float32
+    assert {k: v.shape for k, v in out.taps.items()} == taps
+    np.testing.assert_allclose(out.head.logits(), run(FLOATS).head.logits(), atol=1e-5)
+    # The images matter, and each row only to itself.
+    other = run(np.concatenate([IMAGES[:4], 255 - IMAGES[4:]])).head.logits()
+    np.testing.assert_allclose(out.head.logits()[:4], other[:4], rtol=1e-5, atol=1e-6)
+    assert np.abs(out.head.logits()[4:] - other[4:]).max() > 1e-3
+
+
+def has_a_rule_for_every_parameter(model, rules):
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    match_rules(rules, params)
+    for path, leaf in flatten(params).items():
+        first = next(names for pattern, names in rules if re.fullmatch(pattern, path))
+        assert len(first) == leaf.ndim, path
