@@ -6,26 +6,34 @@ classes. Gu et al. 2023 (class-relation distillation), arXiv 2307.09158, by rele
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from kd_jax.losses import _checks
-from kd_jax.losses._logs import log_softmax
+from kd_jax.losses._logs import FLOOR, log_softmax
+from kd_jax.types import weighted_sum
 
 
 def sinkhorn(
-    logits: Float[Array, "n U"], *, eps: float = 0.05, steps: int = 3
+    logits: Float[Array, "n U"],
+    present: Bool[Array, " n"] | None = None,
+    *,
+    eps: float = 0.05,
+    steps: int = 3,
 ) -> Float[Array, "n U"]:
     """Assignments whose rows sum to 1 and whose classes are nearly as large: f32 [n, U].
 
     exp(logits / eps), then `steps` times the classes scaled to one size and the examples to 1. The
-    gradient is stopped: they are targets.
+    gradient is stopped: they are targets. present: the examples that there are, by default all;
+    the others' rows are 0 and count for nothing.
     """
     _checks.positive("eps", eps)
     log_q = jax.lax.stop_gradient(logits.astype(jnp.float32)) / eps
+    here = jnp.ones(len(logits), bool)[:, None] if present is None else present[:, None]
     for _ in range(steps):
+        log_q = jnp.where(here, log_q, FLOOR)
         log_q = log_q - jax.nn.logsumexp(log_q, 0, keepdims=True)
         log_q = log_q - jax.nn.logsumexp(log_q, 1, keepdims=True)
-    return jnp.exp(log_q)
+    return jnp.where(here, jnp.exp(log_q), 0.0)
 
 
 def swapped_cross_entropy(
@@ -49,15 +57,18 @@ def swapped_cross_entropy(
 def class_relation(
     old_logits: Float[Array, "V H n K"],
     logits: Float[Array, "V H n C"],
+    weights: Float[Array, " n"] | None = None,
     *,
     temperature: float = 0.1,
     softening: float = 4.0,
+    weigh: bool = True,
 ) -> Float[Array, "V H n"]:
     """T^2 w CE(softmax(old / (tau T)), softmax(new known / (tau T))): f32 [V, H, n].
 
     Of examples of new classes. w is the mass of the known classes in softmax(logits / (tau T)),
     over its mean of all entries, and carries gradient: where relations are hard to keep it falls.
     The old model is stopped. The loss is the mean over views and examples, and then heads.
+    weights: of the examples in that mean, by default 1 each. weigh: False for w = 1 everywhere.
     """
     _checks.positive("temperature", temperature)
     _checks.positive("softening", softening)
@@ -67,6 +78,11 @@ def class_relation(
             f"logits: got {logits.shape[-1]} classes, takes more than the {known} known ones"
         )
     q = jnp.exp(log_softmax(jax.lax.stop_gradient(old_logits), tau))
+    values = softening**2 * -(q * log_softmax(logits[..., :known], tau)).sum(-1)
+    if not weigh:
+        return values
     weight = jnp.exp(log_softmax(logits, tau))[..., :known].sum(-1)
-    values = -(q * log_softmax(logits[..., :known], tau)).sum(-1)
-    return softening**2 * values * weight / weight.mean()
+    if weights is None:
+        weights = jnp.ones(logits.shape[2])
+    mean = weighted_sum(weight.mean((0, 1)), weights).value
+    return values * weight / jnp.where(mean > 0, mean, 1.0)

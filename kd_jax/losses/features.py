@@ -40,7 +40,8 @@ def squared_distance(
     """The sum of (student - teacher)**2 over each example's elements: f32 [B].
 
     Head network distillation (HND) and its sum over later layers (GHND) in torchdistill, which sums
-    over the batch too: there only the replaced front of a copy of the teacher is trained.
+    over the batch too: there only the replaced front of a copy of the teacher is trained
+    (`objectives.transfer.maps.matched`).
     """
     _checks.same_shape(student=student, teacher=teacher)
     difference = student.astype(jnp.float32) - teacher.astype(jnp.float32)
@@ -96,7 +97,7 @@ def log_power_distance(
 
     Examples that are not `present` are left out. It goes to -inf as the two agree; it stops at
     power * log(1e-12), with gradient 0. Released weight 2, power 4.
-    Source: Miles and Mikolajczyk 2024 (SRD), arXiv 2303.11098 (id UNVERIFIED), by torchdistill.
+    Source: Miles and Mikolajczyk 2024 (SRD), arXiv 2303.11098, by released code.
     """
     _checks.same_shape(student=student, teacher=teacher)
     _checks.positive("power", power)

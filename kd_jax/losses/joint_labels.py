@@ -5,11 +5,11 @@ c M + k says class c and transformation k. Lee et al. 2020, arXiv 1910.05872, by
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 
-def rotations(images: Float[Array, "B S S C"]) -> Float[Array, "R S S C"]:
-    """Square images by 0, 90, 180 and 270 degrees: [B, S, S, C] -> [4 B, S, S, C]."""
+def rotations(images: Shaped[Array, "B S S C"]) -> Shaped[Array, "R S S C"]:
+    """Square images of any dtype by 0, 90, 180 and 270 degrees: [B, S, S, C] -> [4 B, S, S, C]."""
     if images.shape[1] != images.shape[2]:
         raise ValueError(f"images: got shape {images.shape}, takes squares [B, S, S, C]")
     turned = jnp.stack([jnp.rot90(images, k, (1, 2)) for k in range(4)], 1)

@@ -144,8 +144,9 @@ def direction_distance(
 
     S = cov(D) + ridge I, the unbiased covariance between the rows of D, which is symmetric: a
     Mahalanobis distance. At least two examples. The gradient is 0 where a row of D is; it goes
-    through S (UNVERIFIED). The method adds KL at temperature 4 without tau^2.
-    Source: SKD in torchdistill's set, by its formula.
+    through S (UNVERIFIED). The method adds KL at temperature 4 without tau^2, both of weight 1 and
+    without the label loss.
+    Source: SKD in torchdistill's set, by its formula; ridge and weights by its sample settings.
     """
     _geometry.same_examples(student_logits, teacher_logits)
     _checks.positive("ridge", ridge)

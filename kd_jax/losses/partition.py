@@ -48,6 +48,39 @@ def teacher_is_surer(
     return t > s
 
 
+def knows_label_best(logits: Float[Array, "N B C"], labels: Int[Array, " B"]) -> Int[Array, " B"]:
+    """Which of N models gives the label the largest probability: int32 [B], from 0.
+
+    The first at a tie: with the initial student as model 0, ties are the student's, and of two
+    models this is `teacher_knows_label`.
+    """
+    every = jnp.broadcast_to(labels[None], logits.shape[:2])
+    return label_log_probs(logits, every).argmax(0).astype(jnp.int32)
+
+
+def is_surest(logits: Float[Array, "N B C"]) -> Int[Array, " B"]:
+    """Which of N models has the largest probability of any class: int32 [B], the first at a tie."""
+    surest = jax.nn.log_softmax(logits.astype(jnp.float32)).max(-1)
+    return surest.argmax(0).astype(jnp.int32)
+
+
+def chosen_kl(
+    student_logits: Float[Array, "B C"],
+    logits: Float[Array, "N B C"],
+    chosen: Int[Array, " B"],
+    *,
+    temperature: ArrayLike = 1.0,
+) -> Float[Array, " B"]:
+    """KL(p_i || p_s) of the model i = chosen [B] of each example, at the temperature: f32 [B].
+
+    Several teachers in parallel: `partitioned_kl` is this of two models, the initial student and
+    the teacher. Without the factor tau^2.
+    """
+    _checks.same_shape(student_logits=student_logits, logits_of_a_model=logits[0])
+    target = jnp.take_along_axis(logits, chosen[None, :, None], 0)[0]
+    return forward_kl(student_logits, target, temperature=temperature)
+
+
 def partitioned_kl(
     student_logits: Float[Array, "B C"],
     teacher_logits: Float[Array, "B C"],

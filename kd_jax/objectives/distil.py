@@ -123,6 +123,11 @@ def distil(
     return Objective(init, loss, update, whole_batch=whole_batch)
 
 
+def student_state(carry: PyTree) -> PyTree:
+    """The student's own state (BatchNorm statistics) in the carry of `distil`, to measure it by."""
+    return carry["model"] if set(carry) == {"model", "memory"} else carry
+
+
 def labels(scale: float = 1.0) -> Part:
     """scale * cross-entropy with batch["targets"] [B], a mean over examples."""
     return Part(lambda aux, s, t, batch: label_cross_entropy(s, batch)._replace(scale=scale))

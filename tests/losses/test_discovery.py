@@ -33,6 +33,27 @@ def test_the_weight_is_learnt_and_the_old_model_is_not():
     np.testing.assert_allclose(slope, 0.0, atol=1e-5)  # w of one entry is 1
 
 
+def test_weights_of_examples_and_none_at_all():
+    both = class_relation(OLD, NEW)
+    one = class_relation(OLD, NEW, jnp.array([1.0, 0.0]))
+    first = class_relation(OLD[:, :, :1], NEW[:, :, :1])
+    np.testing.assert_allclose(one[..., :1], first, rtol=1e-5)
+    plain = class_relation(OLD, NEW, weigh=False)
+    p, q = (np.exp(z / 0.4) for z in (np.asarray(NEW)[..., :3], np.asarray(OLD)))
+    p, q = (x / x.sum(-1, keepdims=True) for x in (p, q))
+    np.testing.assert_allclose(plain, -16 * (q * np.log(p)).sum(-1), rtol=1e-5)
+    assert np.any(np.abs(plain - both) > 0.1)
+
+
+def test_absent_examples_are_assigned_nowhere():
+    z = jnp.array(np.random.default_rng(2).uniform(-1, 1, (5, 3)))
+    there = jnp.array([True, False, True, True, False])
+    found = sinkhorn(z.at[1].set(1e3), there)
+    np.testing.assert_allclose(found[there], sinkhorn(z[there]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(found[~there], 0.0)
+    assert not np.any(sinkhorn(z, jnp.zeros(5, bool)))
+
+
 def test_assignments_are_balanced_rows():
     z = jnp.array(np.random.default_rng(0).uniform(-1, 1, (8, 4)))
     q = sinkhorn(z, eps=0.5, steps=40)

@@ -30,6 +30,9 @@ def test_views_of_an_image_lie_one_after_the_other():
     for b in range(2):
         for k in range(4):
             np.testing.assert_array_equal(turned[4 * b + k, ..., 0], np.rot90(x[b, ..., 0], k))
+    as_bytes = rotations(jnp.array(x.astype(np.uint8)))
+    assert as_bytes.dtype == np.uint8
+    np.testing.assert_array_equal(as_bytes, turned)
     with pytest.raises(ValueError, match="takes squares"):
         inspect.unwrap(rotations)(jnp.ones((1, 2, 3, 1)))
     with pytest.raises(ValueError, match="transformations: got 5"):

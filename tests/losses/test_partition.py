@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.losses.divergences import forward_kl
-from kd_jax.losses.partition import flips, partitioned_kl, teacher_is_surer, teacher_knows_label
+from kd_jax.losses.partition import (
+    chosen_kl,
+    flips,
+    is_surest,
+    knows_label_best,
+    partitioned_kl,
+    teacher_is_surer,
+    teacher_knows_label,
+)
 
 S = jnp.array([[1.0, 2.0, 0.0], [0.5, -1.0, 1.5]])
 T = jnp.array([[3.0, 1.0, 0.0], [0.0, -2.0, 2.0]])
@@ -38,3 +46,33 @@ def test_flips():
     np.testing.assert_array_equal(gained, [1, 0])
     np.testing.assert_array_equal(lost, [0, 0])
     np.testing.assert_array_equal(flips(T, S, labels)[1], [1, 0])
+
+
+def test_of_several_the_one_who_knows_best_teaches():
+    labels, third = jnp.array([0, 2]), jnp.array([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
+    many = jnp.stack([INITIAL, T, third])
+    best, surest = knows_label_best(many, labels), is_surest(many)
+    np.testing.assert_array_equal(best, [2, 1])  # of the label
+    np.testing.assert_array_equal(surest, [2, 2])  # of any class
+    found = chosen_kl(S, many, best, temperature=2.0)
+    want = [forward_kl(S, many[m], temperature=2.0)[i] for i, m in enumerate((2, 1))]
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    # Ties are the student's, who is the first.
+    np.testing.assert_array_equal(knows_label_best(jnp.stack([T, T]), labels), 0)
+    np.testing.assert_array_equal(is_surest(jnp.stack([T, T])), 0)
+
+
+def test_one_teacher_of_several_is_the_partition_of_two():
+    rng = np.random.default_rng(0)
+    s, t, initial = jnp.array(rng.standard_normal((3, 20, 4)))
+    labels = jnp.array(rng.integers(0, 4, 20))
+    for mask, chosen in (
+        (
+            teacher_knows_label(t, initial, labels),
+            knows_label_best(jnp.stack([initial, t]), labels),
+        ),
+        (teacher_is_surer(t, initial), is_surest(jnp.stack([initial, t]))),
+    ):
+        np.testing.assert_array_equal(mask, chosen)
+        found = chosen_kl(s, jnp.stack([initial, t]), chosen)
+        np.testing.assert_allclose(found, partitioned_kl(s, t, initial, mask), rtol=1e-6)

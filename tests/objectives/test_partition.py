@@ -6,9 +6,22 @@ import numpy as np
 import pytest
 from support.images import FROZEN, KEY, PARAMS, STUDENT, TEACHER, Laws, image_batch
 
-from kd_jax.losses.partition import partitioned_kl, teacher_is_surer, teacher_knows_label
+from kd_jax.losses.partition import (
+    chosen_kl,
+    knows_label_best,
+    partitioned_kl,
+    teacher_is_surer,
+    teacher_knows_label,
+)
 from kd_jax.objectives.distil import distil
-from kd_jax.objectives.transfer.partition import partitioned, surer, with_initial
+from kd_jax.objectives.transfer.partition import (
+    partitioned,
+    partitioned_among,
+    surer,
+    surest,
+    with_initial,
+    with_teachers,
+)
 from kd_jax.types import Context
 
 BATCH = image_batch()
@@ -47,3 +60,53 @@ def test_by_hand(name):
     values = partitioned_kl(s, t, initial, mask, temperature=tau)
     want = scale * np.average(values, weights=BATCH["weights"])
     np.testing.assert_allclose(output.terms[name].value, want, rtol=1e-5)
+
+
+SECOND = TEACHER.init(jax.random.key(6))
+PANEL = with_teachers(STUDENT, {"one": TEACHER, "two": TEACHER})
+ALL = {
+    "teacher": {
+        "initial": {"weights": START, "state": {}},
+        "teachers": {
+            "one": {"weights": FROZEN["teacher"], "state": {}},
+            "two": {"weights": SECOND, "state": {}},
+        },
+    }
+}
+AMONG = {
+    "labels": partitioned_among(2.0, temperature=2.0),
+    "sure": partitioned_among(chosen=surest),
+}
+
+
+@pytest.mark.slow  # compiles once more for eight devices
+def test_laws_of_several():
+    assert jax.tree.structure(PANEL.init(KEY)) == jax.tree.structure(ALL["teacher"])
+    Laws(AMONG, BATCH, teacher=PANEL, frozen=ALL).check()
+
+
+def test_several_by_hand():
+    objective = distil(STUDENT, PANEL, AMONG)
+    params = {"model": PARAMS, "aux": {n: {} for n in AMONG}}
+    output = objective.loss(params, {}, ALL, BATCH, Context(KEY, jnp.int32(0)))
+    logits = jnp.stack(
+        [
+            m.apply(p, BATCH).head.logits()
+            for m, p in ((STUDENT, START), (TEACHER, FROZEN["teacher"]), (TEACHER, SECOND))
+        ]
+    )
+    taps = PANEL.apply(ALL["teacher"], BATCH, taps=("sources", "map")).taps
+    np.testing.assert_allclose(taps["sources"], logits.swapaxes(0, 1), rtol=1e-5)
+    own = STUDENT.apply(START, BATCH, taps=("map",)).taps
+    np.testing.assert_array_equal(taps["map"], own["map"])
+    chosen = knows_label_best(logits, BATCH["targets"])
+    assert len(set(np.asarray(chosen).tolist())) == 3
+    student = STUDENT.apply(PARAMS, BATCH).head.logits()
+    values = chosen_kl(student, logits, chosen, temperature=2.0)
+    want = 8 * np.average(values, weights=BATCH["weights"])
+    np.testing.assert_allclose(output.terms["labels"].value, want, rtol=1e-5)
+
+
+def test_teachers_are_needed():
+    with pytest.raises(ValueError, match="teachers: got none"):
+        with_teachers(STUDENT, {})

@@ -157,28 +157,30 @@ def test_joint_labels_teach_a_head_of_one_view():
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "alpha", "unmixed"))
-def mixup(key, batch, classes=6, **settings):
-    return mixing.mixup(key, batch, classes, **settings)
+def partial_mixup(key, batch, classes=6, **settings):
+    return mixing.partial_mixup(key, batch, classes, **settings)
 
 
 def test_mixup_mixes_what_is_there():
     batch = BATCH | {"inputs": jax.nn.one_hot(jnp.arange(6), 6), "targets": jnp.arange(6)}
-    mixed = mixup(KEY, batch)
+    mixed = partial_mixup(KEY, batch)
     x, y = mixed["inputs"], mixed["soft_targets"]
     np.testing.assert_allclose(x, y)
     np.testing.assert_allclose(x.sum(1), 1.0, rtol=1e-6)
     assert ((x > 0).sum(1) > 1).sum() >= 3
-    padded = mixup(KEY, with_padding(batch))
+    padded = partial_mixup(KEY, with_padding(batch))
     np.testing.assert_array_equal(padded["inputs"][:6], x)
     np.testing.assert_array_equal(padded["inputs"][6:], 50.0)
     # A row whose two images are one is pure too.
-    half = mixup(jax.random.key(4), batch, unmixed=0.5)["inputs"]
+    half = partial_mixup(jax.random.key(4), batch, unmixed=0.5)["inputs"]
     assert 3 <= (half.max(1) == 1).sum() < 6
-    whole = mixup(KEY, batch, unmixed=1.0)["inputs"]
+    whole = partial_mixup(KEY, batch, unmixed=1.0)["inputs"]
     np.testing.assert_array_equal(whole.sum(0), 1.0)  # a permutation
+    levels = partial_mixup(KEY, batch | {"inputs": jnp.uint8(255 * batch["inputs"])})["inputs"]
+    np.testing.assert_allclose(levels, x, rtol=1e-6)  # models take bytes as parts of 255
     many = jnp.arange(400)
     large = {"inputs": many[:, None] * 1.0, "targets": many % 2, "weights": jnp.ones(400)}
-    soft = mixup(KEY, large | {"index": many}, 2, alpha=0.3)["soft_targets"][:, 0]
+    soft = partial_mixup(KEY, large | {"index": many}, 2, alpha=0.3)["soft_targets"][:, 0]
     # Half of the pairs are of one class; shares of Beta(a, a) have variance 1 / (4 (2 a + 1)).
     np.testing.assert_allclose(soft.mean(), 0.5, atol=0.05)
     inner = soft[(soft > 0) & (soft < 1)]

@@ -38,6 +38,7 @@ SET = Laws(
         "flow": maps.flow((("class_map", "class_map"),), (("class_map", "class_map"),)),
         "channels": maps.channel_similarity("deep", "map"),
         "affinity": maps.affinity("map", "deep"),
+        "wide_affinity": maps.affinity("map", "map", side=3),
         "review": maps.review(("map", "deep"), ("map", "deep"), width=3),
         "precision": probabilistic.precision_weighted("logits", "logits"),
         "boundary": hints.activation_boundary(("map", "deep"), ("map", "deep")),
@@ -45,6 +46,7 @@ SET = Laws(
         "directions": logits.directions(),
         "norm": hints.output_norm("pooled", 0.1, power=2),
         "factor": attached.factor_transfer("map", "factor"),
+        "adaptation": attached.knowledge_adaptation("map", "factor"),
     },
     image_batch(),
     teacher=FACTORED,
@@ -132,6 +134,52 @@ def loss_of(laws):
     aux, carry = objective.init(KEY, PARAMS, laws.frozen, laws.batch)
     params, ctx = {"model": PARAMS, "aux": aux}, Context(KEY, jnp.int32(0))
     return objective.loss(params, carry, laws.frozen, laws.batch, ctx)
+
+
+def standard(x, eps):
+    return (x - x.mean(0)) / np.sqrt(x.var(0) + eps)
+
+
+def test_projected_and_adapted_features_by_hand():
+    parts = {name: SET.parts[name] for name in ("log_power", "adaptation")}
+    laws = SET._replace(parts=parts)
+    aux = laws.objective.init(KEY, PARAMS, laws.frozen, laws.batch)[0]
+    output, weights = loss_of(laws), np.asarray(laws.batch["weights"])
+    s = STUDENT.apply(PARAMS, laws.batch, taps=("map", "pooled")).taps
+    t = FACTORED.apply(laws.frozen["teacher"], laws.batch, taps=("factor", "pooled")).taps
+
+    x = standard(np.asarray(s["pooled"] @ aux["log_power"]["kernel"], np.float64), 1e-4)
+    apart = np.abs(x - standard(np.asarray(t["pooled"], np.float64), 1e-4))
+    want = 2 * np.log((apart**4).sum())
+    np.testing.assert_allclose(output.terms["log_power"].value, want, rtol=1e-4)
+
+    kernel = np.asarray(aux["adaptation"]["conv"]["kernel"], np.float64)
+    around = np.pad(np.asarray(s["map"], np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    places = [(i, j) for i in range(3) for j in range(3)]
+    x = np.sum([around[:, i : i + 4, j : j + 4] @ kernel[i, j] for i, j in places], 0)
+    x = np.maximum(standard(x.reshape(-1, 2), 1e-5), 0).reshape(6, -1)
+    y = np.asarray(t["factor"], np.float64).reshape(6, -1)
+    x, y = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y))
+    want = 50 * np.average(np.abs(x - y).mean(1), weights=weights)
+    np.testing.assert_allclose(output.terms["adaptation"].value, want, rtol=1e-4)
+
+
+def test_a_replaced_front_is_trained_alone():
+    """GHND: a copy of the teacher, matched at two later layers."""
+    front = {"one": TEACHER.init(jax.random.key(8))["one"]}
+    layers = maps.matched(features.squared_distance, ("deep", "logits"), ("deep", "logits"))
+    step = make_train_step(
+        distil(TEACHER, TEACHER, {"ghnd": layers}), optax.adam(0.03), trains=r"model/one"
+    )
+    batch = image_batch()
+    state, apply = step.init(KEY, FROZEN["teacher"] | front, FROZEN, batch), jax.jit(step.apply)
+    losses = []
+    for _ in range(60):
+        state, metrics = apply(state, FROZEN, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.2 * losses[0]
+    for name in ("two", "head"):
+        np.testing.assert_array_equal(state.params["model"][name], FROZEN["teacher"][name])
 
 
 def test_an_export_holds_the_student_alone():

@@ -35,7 +35,9 @@ def terms(model, aux):
     output = OBJECTIVE.loss(
         {"model": model, "aux": aux}, CARRY, FROZEN, BATCH, Context(KEY, jnp.int32(0))
     )
-    return {n: t.value for n, t in (output.terms | output.metrics).items()}
+    return {n: t.value for n, t in (output.terms | output.metrics).items()} | {
+        "shares": output.rows["share"]
+    }
 
 
 @pytest.mark.parametrize(("bias", "share"), [(50.0, 1.0), (-50.0, 0.0)])
@@ -48,6 +50,7 @@ def test_all_of_the_teacher_and_all_of_the_label(bias, share):
     values = soft if share else cross_entropy(s, train["targets"])
     np.testing.assert_allclose(found["inner"], np.average(values, weights=w), rtol=1e-5)
     np.testing.assert_allclose(found["share"], share, atol=1e-6)
+    np.testing.assert_allclose(found["shares"], np.full(len(values), share), atol=1e-6)
 
 
 def test_the_network_follows_the_outer_loss_through_a_step():

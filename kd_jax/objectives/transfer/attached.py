@@ -91,9 +91,9 @@ def beside(name: str) -> Policy:
 def paraphraser(inputs: int, channels: int, *, slope: float = 0.1) -> Module:
     """Three 3x3 convolutions of a map to `channels`, and three back: outputs "" and "back".
 
-    Each is normalised by the batch, also where the factor is only read, and has a leaky ReLU:
-    examples are coupled. Kim et al. 2018 (factor transfer), arXiv 1802.04977, by torchdistill; how
-    widths change from layer to layer is UNVERIFIED.
+    The second changes the width, and the second back. Each is normalised by the batch, also where
+    the factor is only read, and has a leaky ReLU: examples are coupled.
+    Kim et al. 2018 (factor transfer), arXiv 1802.04977, by torchdistill (channels half the inputs).
     """
     widths = (inputs, inputs, channels, channels, channels, inputs, inputs)
 
@@ -135,6 +135,30 @@ def factor_transfer(
         x = _convs(aux, student.taps[student_tap], present(batch), range(3), slope)
         x, factor = same_places(x, teacher.taps[factor_tap])
         values = factor_distance(x, factor, power=power)
+        return weighted_sum(values, batch["weights"], scale)
+
+    return Part(part, init, (student_tap,), (factor_tap,), whole_batch=True)
+
+
+def knowledge_adaptation(student_tap: str, factor_tap: str, scale: float = 50.0) -> Part:
+    """scale * `losses.features.factor_distance` of an adapted map and the teacher's factor: KTA.
+
+    The adapter is a trained 3x3 convolution of the student's map to the factor's channels,
+    normalised by the batch, with a ReLU; a larger map is average-pooled. The teacher's knowledge
+    translator is a `paraphraser`, whose first training adds 1e-7 times the factor's L1 norm
+    (`hints.output_norm`). Beside it stands `maps.affinity` of the factor, with side 3 and scale 1
+    and, as the factor couples examples, `._replace(whole_batch=True)`.
+    He et al. 2019, CVPR (knowledge adaptation for segmentation), by torchdistill's settings.
+    """
+
+    def init(key, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> PyTree:
+        s, t = student.taps[student_tap].shape[-1], teacher.taps[factor_tap].shape[-1]
+        return {"conv": make_conv(key, 3, s, t), "norm": make_norm(t)}
+
+    def part(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
+        x = conv(aux["conv"], student.taps[student_tap], padding=1)
+        x = jax.nn.relu(batch_norm(aux["norm"], x, present(batch)))
+        values = factor_distance(*same_places(x, teacher.taps[factor_tap]))
         return weighted_sum(values, batch["weights"], scale)
 
     return Part(part, init, (student_tap,), (factor_tap,), whole_batch=True)

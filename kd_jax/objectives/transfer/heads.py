@@ -91,8 +91,8 @@ def exits(
     An exit on a map has as many `blocks` of two depthwise separable 3x3 convolutions, each of which
     halves the map and doubles its channels, the last to `width`; none is a 1x1 convolution to that.
     The mean over places and a linear head follow. Convolutions are normalised by the batch. Tokens
-    [B, N, D] have no blocks here, where the paper has transformer blocks. The same loss on the
-    student's own logits is `soft` with `amplified_target`.
+    [B, N, D] have no blocks here; `token_exits` has transformer blocks for them. The same loss on
+    the student's own logits is `soft` with `amplified_target`.
     Hao et al. 2023, arXiv 2310.19444, by released code: stages 1 to 4 have 3, 2, 1 and no blocks.
     """
     if len(blocks) != len(student_taps):

@@ -92,19 +92,25 @@ def log_power(
 ) -> Part:
     """scale * `losses.features.log_power_distance` of the whole batch: SRD, of vectors [B, D].
 
-    The student's features go through a trained linear map. Examples that have a weight count alike.
-    Beside it the method has KL of the logits that the teacher's own classifier gives the mapped
-    features. Miles and Mikolajczyk 2024, by torchdistill (scale 2, power 4), whose projector is
-    not described here.
+    The student's features go through a trained linear map, and both sides are normalised by the
+    batch (without a scale and a shift, 1e-4 added to the variance). Examples that have a weight
+    count alike. Beside it stand the label loss and `distil.soft_labels()`, at temperature 1, of the
+    student's own logits: that is all of the method.
+    Miles and Mikolajczyk 2024, arXiv 2303.11098, by released code: scale 2, power 4, pooled
+    features of the last stage.
     """
 
     def init(key, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> PyTree:
         s, t = student.taps[student_tap].shape[-1], teacher.taps[teacher_tap].shape[-1]
-        return make_linear(key, s, t)
+        # The normalisation takes off what a bias would add.
+        return make_linear(key, s, t, bias=False)
 
     def part(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
-        x, target = linear(aux, student.taps[student_tap]), teacher.taps[teacher_tap]
-        return whole(log_power_distance(x, target, present(batch), power=power), batch, scale)
+        here, target = present(batch), teacher.taps[teacher_tap]
+        plain = make_norm(target.shape[-1])
+        x = batch_norm(plain, linear(aux, student.taps[student_tap]), here, 1e-4)
+        target = batch_norm(plain, target, here, 1e-4)
+        return whole(log_power_distance(x, target, here, power=power), batch, scale)
 
     return Part(part, init, (student_tap,), (teacher_tap,), whole_batch=True)
 

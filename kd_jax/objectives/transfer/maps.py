@@ -86,19 +86,24 @@ def channel_similarity(student_tap: str, teacher_tap: str, scale: float = 500.0)
     return Part(part, init, (student_tap,), (teacher_tap,), whole_batch=True)
 
 
-def affinity(student_tap: str, teacher_tap: str, scale: float = 1.0) -> Part:
-    """scale * `losses.maps.affinity` of a trained 1x1 convolution's map, a mean over examples.
+def affinity(student_tap: str, teacher_tap: str, scale: float = 1.0, *, side: int = 1) -> Part:
+    """scale * `losses.maps.affinity` of a trained convolution's map, a mean over examples.
 
-    He et al. 2019, CVPR: there the teacher's map is a trained translator's (`attached`).
+    The convolution is side x side (odd) to the teacher's channels, and keeps the map's size; of two
+    maps the larger is average-pooled first. He et al. 2019, CVPR: there the teacher's map is a
+    trained translator's (`attached.knowledge_adaptation`); torchdistill's settings have side 3.
     """
+    if side < 1 or side % 2 == 0:
+        raise ValueError(f"side: got {side}, takes an odd number")
 
     def init(key, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> PyTree:
         s, t = student.taps[student_tap].shape[-1], teacher.taps[teacher_tap].shape[-1]
-        return make_linear(key, s, t)
+        return make_conv(key, side, s, t, bias=True)
 
     def part(aux, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> Term:
         x, target = same_places(student.taps[student_tap], teacher.taps[teacher_tap])
-        return weighted_sum(maps.affinity(linear(aux, x), target), batch["weights"], scale)
+        x = conv(aux, x, padding=side // 2)
+        return weighted_sum(maps.affinity(x, target), batch["weights"], scale)
 
     return Part(part, init, (student_tap,), (teacher_tap,))
 
@@ -173,7 +178,9 @@ def matched(
     """scale * the sum over pairs of taps of loss(student's, teacher's features) [B].
 
     Nothing is trained beside the student: the shapes have to agree where the loss says so. With
-    `losses.features.hint` on pooled features it is CSE-L2, with `squared_distance` HND and GHND.
+    `losses.features.hint` on pooled features it is CSE-L2. With `squared_distance` it is HND at the
+    one layer behind a replaced front, and GHND at that and later ones: the student is a copy of the
+    teacher but for the front, and `make_train_step(..., trains=...)` names the front alone.
     """
     as_many(student_taps, teacher_taps)
 

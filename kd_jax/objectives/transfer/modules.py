@@ -1,4 +1,4 @@
-"""What parts train beside the student: linear maps, convolutions, normalisation by the batch.
+"""What parts train beside the student: linear maps, convolutions, norms of batch and layer.
 
 Each is a pair make(key, sizes) -> weights and apply(weights, x) -> x, in float32.
 """
@@ -33,21 +33,25 @@ def linear(weights: PyTree, x: jax.Array) -> jax.Array:
     return y + _last(weights["bias"], y) if "bias" in weights else y
 
 
-def make_conv(key: jax.Array, size: int, inputs: int, outputs: int) -> PyTree:
-    """kernel [size, size, inputs, outputs], normal of variance 2 / (size^2 inputs); no bias."""
+def make_conv(
+    key: jax.Array, size: int, inputs: int, outputs: int, *, bias: bool = False
+) -> PyTree:
+    """kernel [size, size, inputs, outputs], normal of variance 2 / (size^2 inputs)."""
     std = (2 / (size * size * inputs)) ** 0.5
-    return {"kernel": std * jax.random.normal(key, (size, size, inputs, outputs))}
+    kernel = std * jax.random.normal(key, (size, size, inputs, outputs))
+    return {"kernel": kernel} | ({"bias": jnp.zeros(outputs)} if bias else {})
 
 
 def conv(weights: PyTree, x: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
     """x [B, H, W, inputs] -> f32 [B, H', W', outputs], with zeros around."""
-    return jax.lax.conv_general_dilated(
+    y = jax.lax.conv_general_dilated(
         x.astype(jnp.float32),
         weights["kernel"],
         (stride, stride),
         [(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    return y + _last(weights["bias"], y) if "bias" in weights else y
 
 
 def transposed_conv(weights: PyTree, x: jax.Array, *, stride: int, padding: int) -> jax.Array:
@@ -83,6 +87,14 @@ def batch_norm(weights: PyTree, x: jax.Array, present: jax.Array, eps: float = 1
     var = jnp.square(x).sum(axes) / count
     y = x * _last(weights["scale"] * jax.lax.rsqrt(var + eps), x) + _last(weights["bias"], x)
     return jnp.where(here, y, 0.0)
+
+
+def layer_norm(weights: PyTree, x: jax.Array, eps: float = 1e-5) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) scale + bias over the last axis: f32 as x."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+    return x * _last(weights["scale"], x) + _last(weights["bias"], x)
 
 
 def _last(v: jax.Array, x: jax.Array) -> jax.Array:

@@ -38,7 +38,7 @@ def trilateral(
     `losses.trilateral.geometry`; it is an aux parameter. frozen["class_means"] [C, C]: the
     teacher's mean probabilities of each class, of training examples. For `gradients.bilevel`: the
     plain gradient would let the network choose the smaller of its two terms. Metric "share": the
-    mean of a. For models without a state of their own.
+    mean of a; rows "share": a of each example of "train". For models without a state of their own.
     """
 
     def outputs(params, frozen, batch: Batch, key, train: bool):
@@ -73,6 +73,7 @@ def trilateral(
                 "outer": label_cross_entropy(held, other),
             },
             {"share": weighted_sum(share, train["weights"])},
+            {"share": jax.lax.stop_gradient(share)},
         )
 
     return Objective(init, loss)
