@@ -5,8 +5,10 @@ listed at the end of a run; with KD_JAX_REQUIRE_DATA naming markers ("data,smoll
 test that carries one of them fails the run.
 """
 
+import gc
 import importlib.util
 import os
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -29,6 +31,20 @@ hypothesis.settings.register_profile(
     "kd_jax", derandomize=True, deadline=None, max_examples=20, database=None
 )
 hypothesis.settings.load_profile("kd_jax")
+
+# A compiled program keeps some memory maps, of which Linux gives a process 65,530 by default; a
+# worker that runs half of all tests would come to them, and die of a segmentation fault.
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_maps():
+    """Programs are forgotten after a module when there are many."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_collection_modifyitems(items):

@@ -152,7 +152,13 @@ PRESETS = {
 def stages(config: Config) -> tuple[Stage, ...]:
     """Teachers, what they say of every image, and a stage for each student, loss and strength."""
     found = [
-        pupils.teacher(config, config.teacher, fold=config.teacher_fold),
+        pupils.teacher(
+            config,
+            config.teacher,
+            fold=config.teacher_fold,
+            images=lambda _: pictures_lib.all_training(config.pictures),
+            more={"images": "all but validation"},
+        ),
         pupils.outputs(config, config.teacher_model, _taps(config)),
     ]
     kinds = {METHODS[name].of for name in config.methods}
@@ -162,7 +168,8 @@ def stages(config: Config) -> tuple[Stage, ...]:
         network = config.network(pair)
         if "twin" in kinds:
             twin = f"twin_{pair}"
-            found.append(pupils.teacher(config, network, name=twin))
+            as_student = dataclasses.replace(config, learn_teacher=config.learn)
+            found.append(pupils.teacher(as_student, network, name=twin))
             found.append(pupils.outputs(config, network, (), of=twin))
         for name, number in cells(config):
             strength = config.strengths[number]

@@ -50,9 +50,8 @@ class Split(NamedTuple):
 
 @functools.cache
 def load(pictures: Pictures) -> Split:
-    splits = prepare.load(FashionMnist if pictures.fashion else Digits, manual_dir=pictures.folder)
-    train, test = (images.image_arrays(splits[name]) for name in ("train", "test"))
-    order = np.random.Generator(np.random.Philox(key=0)).permutation(arrays.size(train))
+    train, test = (_read(pictures, name) for name in ("train", "test"))
+    order = _order(arrays.size(train))
     wanted = pictures.images + pictures.validation
     if wanted > len(order):
         raise ValueError(
@@ -63,6 +62,24 @@ def load(pictures: Pictures) -> Split:
         part(train, order[pictures.images : wanted]),
         part(test, np.arange(min(pictures.test, arrays.size(test)))),
     )
+
+
+@functools.cache
+def all_training(pictures: Pictures) -> dict[str, np.ndarray]:
+    """Every training image that is not one of validation, those that `load` has first."""
+    train = _read(pictures, "train")
+    order = _order(arrays.size(train))
+    held = slice(pictures.images, pictures.images + pictures.validation)
+    return part(train, np.delete(order, held))
+
+
+def _read(pictures: Pictures, split: str) -> dict[str, np.ndarray]:
+    builder = FashionMnist if pictures.fashion else Digits
+    return images.image_arrays(prepare.load(builder, manual_dir=pictures.folder)[split])
+
+
+def _order(count: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=0)).permutation(count)
 
 
 def part(examples: dict[str, np.ndarray], rows: Any) -> dict[str, np.ndarray]:

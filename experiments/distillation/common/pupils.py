@@ -73,12 +73,14 @@ def teacher(
     fold: int | None = None,
     step: TrainStep | None = None,
     prepare: Prepare | None = None,
+    images: Callable[[int], dict[str, np.ndarray]] | None = None,
     more: Any = None,
 ) -> Stage:
     """A classifier of the training images; its artefact is {"teacher": ..., "teacher_state": ...}.
 
     fold: of its images, by default the students'. step, prepare: of a training other than on
-    cross-entropy; more: plain data that names them.
+    cross-entropy; images(seed) -> an image batch, other ones than the students'; more: plain data
+    that names these.
     """
     fold, learning = fold or config.pictures.fold, config.learn_teacher
     model = classifier(network, fold)
@@ -86,7 +88,9 @@ def teacher(
     def build(_: Found) -> Training:
         objective = supervise(model, {"ce": label_cross_entropy})
         own = step or make_train_step(objective, learning.optimizer())
-        training = students(config, model, own, learning=learning, prepare=prepare, seeds=(seed,))
+        training = students(
+            config, model, own, learning=learning, prepare=prepare, seeds=(seed,), images=images
+        )
         return training._replace(
             result=lambda reached, _: jax.tree.map(
                 lambda x: x[0],
