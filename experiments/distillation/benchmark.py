@@ -51,6 +51,7 @@ from kd_jax.objectives.distil import distil
 from kd_jax.objectives.stored import nothing, stored_teacher
 from kd_jax.objectives.transfer.attached import attached, beside, paraphraser
 from kd_jax.objectives.transfer.maps import matched
+from kd_jax.repetition import batched
 from kd_jax.steps import make_train_step
 from kd_jax.types import Model, Objective, TrainStep
 
@@ -131,10 +132,10 @@ PRESETS = {
         seeds=2,
     ),
     "laptop": Config(
-        pictures=Pictures(fashion=True, images=5000, validation=1000, fold=4),
-        **_sizes(4, (8, 16, 32), 2, 2),
-        learn_teacher=Learning(rate=3e-3, steps=2000, batch_size=64),
-        learn=Learning(rate=3e-3, steps=400, batch_size=64),
+        pictures=Pictures(fashion=True, images=5000, validation=1000, fold=7),
+        **_sizes(7, (8, 16, 32), 4, 2),
+        learn_teacher=Learning(rate=3e-3, steps=4000, batch_size=128),
+        learn=Learning(rate=3e-3, steps=800, batch_size=64),
         score_batch=1000,
         seed=10,
     ),
@@ -238,7 +239,7 @@ def _lesson(config: Config, pair: str, name: str, found: Found) -> Lesson:
 def _students(config: Config, pair: str, name: str, strength: float, found: Found) -> Training:
     model, step, read = _lesson(config, pair, name, found)
     frozen = weights.from_arrays({"strength": np.float32(strength)})
-    return pupils.students(config, model, step, found, read=read, frozen=frozen)
+    return pupils.students(config, model, step, found, read=read, frozen=frozen, over=batched)
 
 
 def _costs(config: Config, found: Found) -> Compute:
