@@ -1,11 +1,12 @@
 """Every loss under one protocol: what a small classifier gains from a larger one.
 
 Papers: torchdistill (arXiv 2011.12913) and the losses it ships, CRD's benchmark (arXiv 1910.10699),
-and others; `parts.benchmark_methods` names them all. A residual network learns 5,000 images of
-Fashion-MNIST. Students learn the same images from it: a shallower residual network, and a
-MobileNetV2. Every loss has the same initial weights, the same batches, the same optimiser and the
-weight it was published with, times the one of two strengths that is better on validation images.
-Accuracy is on test images, over seeds.
+and others; `parts.benchmark_methods` names them all. A residual network learns Fashion-MNIST, all
+training images but those of validation. Students learn 5,000 of them from it: a shallower residual
+network, and a MobileNetV2, which see coarser images. (A teacher of the same 5,000 images is half a
+point better than a student, and nothing can be told.) Every loss has the same initial weights, the
+same batches, the same optimiser and the weight it was published with, times the one of two
+strengths that is better on validation images. Accuracy is on test images, over seeds.
 
 Claim: soft labels help, and most of what came after them does not exceed them.
 
