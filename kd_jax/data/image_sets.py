@@ -22,23 +22,29 @@ IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class ImageSet(NamedTuple):
-    """classes; side of the images, 0 where they differ; channels; the split that tables report;
-    the mean and the standard deviation that models of the tables take off, None for none."""
+    """classes; side of the images, 0 where they differ; channels; images of the training split; the
+    split that tables report; the mean and the standard deviation that models of the tables take
+    off, None for none."""
 
     classes: int
     side: int
     channels: int
+    train: int
     held_out: str = "test"
     statistics: Statistics | None = None
 
 
 IMAGE_SETS = {
-    "digits": ImageSet(10, 8, 1),
-    "fashion_mnist": ImageSet(10, 28, 1),
-    "cifar10": ImageSet(10, 32, 3, "test", ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),
-    "cifar100": ImageSet(100, 32, 3, "test", ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))),
-    "tiny_imagenet": ImageSet(200, 64, 3, "validation", IMAGENET),
-    "imagenet2012": ImageSet(1000, 0, 3, "validation", IMAGENET),
+    "digits": ImageSet(10, 8, 1, 1437),
+    "fashion_mnist": ImageSet(10, 28, 1, 60_000),
+    "cifar10": ImageSet(
+        10, 32, 3, 50_000, "test", ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    ),
+    "cifar100": ImageSet(
+        100, 32, 3, 50_000, "test", ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+    ),
+    "tiny_imagenet": ImageSet(200, 64, 3, 100_000, "validation", IMAGENET),
+    "imagenet2012": ImageSet(1000, 0, 3, 1_281_167, "validation", IMAGENET),
 }
 
 

@@ -119,7 +119,12 @@ def _flag_fields(config: type) -> list[tuple[str, Any, Any]]:
 
     off = tyro.conf.FlagCreatePairsOff[bool]
     return [
-        ("config", Annotated[config, tyro.conf.arg(name="")], dataclasses.field()),
+        # A field of several classes keeps the preset's one, whose fields are the flags.
+        (
+            "config",
+            Annotated[config, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands],
+            dataclasses.field(),
+        ),
         flag("workdir", str | None, None, "Folder of the run; the only one it writes to."),
         flag(
             "plan",
