@@ -103,7 +103,9 @@ def results(
 
     pair: data, teacher and student. methods: with "ce", over which the others gain.
     """
-    ends = {m: [accuracy(artefacts[f"{m}_{seed}"]) for seed in seeds] for m in methods}
+    ends: dict[Method, list[float]] = {
+        m: [accuracy(artefacts[f"{m}_{seed}"]) for seed in seeds] for m in methods
+    }
     taught = accuracy(artefacts["teacher"])
     gains = {m: over_seeds(np.subtract(x, ends["ce"])) for m, x in ends.items()}
     papers = PUBLISHED.get(pair, Published(np.nan, {}))

@@ -1,0 +1,479 @@
+"""Published tables: protocols, what is lost, teachers from files, plans without data, claims."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from support.config_reads import unread_fields
+from support.experiment_checks import (
+    Made,
+    changed,
+    compiled_quickly,
+    help_of,
+    outline,
+    refusal,
+    verdicts,
+)
+
+from experiments.distillation import image_tables
+from experiments.distillation.common.descent import Descent
+from experiments.distillation.parts import (
+    tables_images,
+    tables_methods,
+    tables_report,
+    tables_stages,
+)
+from experiments.distillation.parts.tables_images import Crop, Images
+from kd_jax.data import image_sets
+from kd_jax.launch import cli, run
+from kd_jax.launch.artefacts import Artefact
+from kd_jax.launch.mesh import MeshConfig, make_mesh
+from kd_jax.launch.sharding import replicated
+from kd_jax.launch.stages import Training, placed
+from kd_jax.losses.divergences import decoupled_kl, forward_kl
+from kd_jax.models.mixer import MixerConfig
+from kd_jax.models.mlp import MLPConfig
+from kd_jax.models.resnet import ImageNetResNetConfig, ResNetConfig
+from kd_jax.objectives.augment.prepare import floating
+from kd_jax.trees import flatten
+from kd_jax.types import Context, TrainState
+
+NAME = image_tables.__name__
+PRESETS = image_tables.PRESETS
+SMOKE, PAPER = PRESETS["smoke"], PRESETS["paper"]
+KEY = jax.random.key(0)
+
+
+def pictures(count, side=8, channels=1, classes=10):
+    generator = np.random.default_rng(1)
+    return {
+        "inputs": generator.integers(0, 255, (count, side, side, channels)).astype(np.uint8),
+        "targets": generator.integers(0, classes, count).astype(np.int32),
+        "weights": np.ones(count, np.float32),
+        "index": np.arange(count, dtype=np.int32),
+    }
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    def read(*_, **__):
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr(image_sets, "records", read)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_stage_a_student(preset, no_data):
+    config = PRESETS[preset]
+    found = outline(image_tables, config)
+    assert list(found)[0] == "teacher" and found.pop("teacher") == ()
+    assert len(found) == len(config.methods) * config.seeds
+    for name, needs in found.items():
+        assert needs == (() if name.startswith("ce_") else ("teacher",))
+
+
+def test_what_a_stage_depends_on():
+    config = dataclasses.replace(PRESETS["paper_tokens"], seeds=1)
+    every = set(outline(image_tables, config))
+    students, more = every - {"teacher"}, dataclasses.replace
+    losses = config.losses
+    for change, expected in (
+        ({"learn": more(config.learn, rate=0.3)}, students),
+        ({"learn_teacher": more(config.learn_teacher, rate=0.3)}, set()),  # it is from a file
+        ({"teacher_weights": "other.safetensors"}, every - {"ce_0"}),
+        ({"losses": more(losses, smoothing=0.2)}, students),
+        ({"losses": more(losses, ofa=2.0)}, {"ofa_0"}),
+        ({"losses": more(losses, kd=more(losses.kd, soft=2.0))}, {"kd_0"}),
+        ({"images": more(config.images, flip=False)}, every),
+        ({"images": more(config.images, folder="elsewhere")}, set()),
+    ):
+        assert changed(image_tables, config, more(config, **change)) == expected, change
+    trained = more(PAPER, learn_teacher=more(PAPER.learn_teacher, epochs=250))
+    alone = {f"ce_{seed}" for seed in PAPER.repetitions}
+    assert changed(image_tables, PAPER, trained) == set(outline(image_tables, PAPER)) - alone
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("smoke --methods kd dkd", "methods: got kd dkd, takes ce among them"),
+        ("smoke --methods ce ce", "methods: got ce ce, takes each once"),
+        ("smoke --images.name mnist", "images.name: got mnist, takes digits"),
+        ("smoke --images.name imagenet2012", "images.crop: got None, imagenet2012 takes one"),
+        ("smoke --images.first 2000", "images.first: got 2000, takes 0 for all, or up to 1437"),
+        ("paper_imagenet --images.first 9", "images.first: got 9, imagenet2012 takes 0"),
+        ("paper_imagenet --images.crop.side 300", "shorter: got 256, takes at least the side"),
+        ("smoke --images.name cifar100", "teacher.classes: got 10, cifar100 has 100"),
+        ("smoke --images.pad -1", "images.pad: got -1, takes numbers from 0"),
+        ("smoke --teacher-weights x", "teacher_weights: got a file for ResNetConfig"),
+        ("smoke --seeds 0", "seeds: got 0, takes positive numbers"),
+        ("smoke --losses.smoothing 1", "smoothing: got 1.0, takes numbers from 0, below 1"),
+        ("smoke --losses.kd.hard -1", "hard: got -1.0, takes numbers from 0"),
+        ("smoke --losses.ofa 0.5", "ofa: got 0.5, takes numbers from 1"),
+        ("paper --learn.decays 180 150", "decays: got (180, 150), takes rising epochs below 240"),
+        ("paper --learn.epochs 200", "takes rising epochs below 200"),
+        ("paper --learn.momentum 1", "momentum: got 1.0, takes numbers from 0, below 1"),
+        ("paper --learn.weight-decay -1", "weight_decay: got -1.0, takes numbers from 0"),
+        ("paper --learn.warm-up 150", "warm_up: got 150, takes fewer epochs than the first part"),
+    ],
+)
+def test_bad_values_are_refused_by_name(argv, said):
+    assert said in refusal(image_tables, *argv.split())
+
+
+def test_networks_of_ofa():
+    mixer = MixerConfig(image=8, channels=1, patch=2)
+    tables_methods.check_ofa(SMOKE.student, mixer)
+    with pytest.raises(ValueError, match="student: got MixerConfig, ofa takes ResNets"):
+        dataclasses.replace(SMOKE, student=mixer, methods=("ce", "ofa"))
+    perceptron = MLPConfig(inputs=64, widths=(8,), classes=10)
+    with pytest.raises(ValueError, match="teacher: got MLPConfig, ofa takes ResNets, ViTs"):
+        dataclasses.replace(SMOKE, teacher=perceptron, methods=("ce", "ofa"))
+
+
+def test_flags_of_networks_are_those_of_the_presets_class(capsys):
+    tokens = cli.parse(image_tables, NAME, ["paper_tokens", "--teacher.depth", "6"]).config
+    assert tokens.teacher == dataclasses.replace(PRESETS["paper_tokens"].teacher, depth=6)
+    assert type(tokens.student) is ImageNetResNetConfig
+    assert "--student.stem-stride" in help_of(image_tables, "paper_imagenet", capsys)
+    assert "--teacher.depth" in refusal(image_tables, "paper", "--teacher.depth", "6")
+
+
+# (teacher's parameters, student's, steps of a student): 240 * 50,000 / 64 and so on.
+PLANNED = {
+    "paper": (7_433_860, 1_233_540, 187_500),
+    "paper_imagenet": (21_797_672, 11_689_512, 500_456),
+    "paper_tokens": (5_717_416, 11_689_512, 250_228),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PLANNED)
+def test_papers_presets_are_planned_without_data(preset, no_data):
+    config = dataclasses.replace(PRESETS[preset], seeds=1)
+    mesh = make_mesh(MeshConfig())
+    found: dict[str, Artefact] = {}
+    sizes: dict[str, int] = {}
+    for stage in image_tables.stages(config):
+        work = stage.build({need: found[need] for need in stage.needs})
+        shapes = None
+        if isinstance(work, Training):
+            whole = placed(stage.name, work, mesh)
+            assert work.prepare is not None
+            batch = jax.eval_shape(
+                work.prepare, whole.state._replace(carry={}), whole.frozen, whole.batch
+            )
+            assert batch["inputs"].dtype == jnp.float32
+            after, _ = jax.eval_shape(whole.step, whole.state, whole.frozen, batch)
+            assert isinstance(after, TrainState)
+            shapes = jax.eval_shape(work.result, inner(whole.state), whole.frozen)
+            tree = whole.state.params["model"]
+            (evaluation,) = work.evaluations
+            carry = inner(whole.state).carry
+            assert set(evaluation.plan(whole.state.params, carry, whole.frozen)) == {"test"}
+            if stage.name != "teacher":
+                assert work.steps == PLANNED[preset][2]
+        else:
+            shapes = work.shapes
+            tree = shapes["teacher"]
+            assert set(work.plan(mesh)) == {"test"}
+        sizes[stage.name] = sum(x.size for x in jax.tree.leaves(tree))
+        found[stage.name] = Artefact(stage.name, "0", None, shapes)
+    expected = dict.fromkeys(sizes, PLANNED[preset][1]) | {"teacher": PLANNED[preset][0]}
+    assert sizes == expected
+
+
+def inner(state):
+    return state._replace(carry=state.carry["inner"])
+
+
+def test_one_papers_student_is_built_without_data(no_data):
+    config = dataclasses.replace(PAPER, seeds=1, methods=("ce",))
+    teacher, student = (stage.build({}) for stage in image_tables.stages(config))
+    assert (teacher.steps, student.steps) == (187_500, 187_500)
+    assert student.batch["inputs"].shape == (64, 32, 32, 3)
+    assert student.evaluations[0].every == 187_500 // 24
+    imagenet = PRESETS["paper_imagenet"].images
+    assert imagenet.batch(256)["inputs"].shape == (256, 224, 224, 3)
+
+
+def test_sizes_of_sets_are_those_of_their_files():
+    images = Images(name="digits")
+    found = tables_images._arrays("digits", None)
+    assert images.count == len(found["train"]["index"])
+    assert dataclasses.replace(images, first=5).count == 5
+    few = tables_images._train("digits", None, 5)
+    assert len(set(few["index"])) == 5 and list(few["index"]) != list(range(5))
+    batches = tables_images.batches(dataclasses.replace(images, first=5), seed=0, batch_size=5)
+    np.testing.assert_array_equal(np.sort(batches(0, slice(0, 5))["index"]), np.sort(few["index"]))
+
+
+def test_rates_fall_by_steps():
+    learn = Descent(rate=0.4, epochs=10, batch_size=50, decays=(5, 8), factor=0.1)
+    assert learn.steps(1000) == 200
+    rate = learn.schedule(1000)
+    found = [float(rate(step)) for step in (0, 99, 100, 159, 160, 199)]
+    np.testing.assert_allclose(found, [0.4, 0.4, 0.04, 0.04, 0.004, 0.004], rtol=1e-5)
+    rising = dataclasses.replace(learn, warm_up=2).schedule(1000)
+    found = [float(rising(step)) for step in (0, 10, 40, 99, 100)]
+    np.testing.assert_allclose(found, [0.0, 0.1, 0.4, 0.4, 0.04], rtol=1e-5)
+    # Epochs that no batch divides.
+    assert Descent(rate=1.0, epochs=3, batch_size=64).steps(100) == 5
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_two_steps_of_descent(nesterov, everywhere):
+    learn = Descent(
+        rate=0.1, epochs=1, momentum=0.9, nesterov=nesterov, weight_decay=0.01,
+        decay_vectors=everywhere,
+    )  # fmt: skip
+    optimizer = learn.optimizer(1000)
+    params = {"kernel": jnp.array([2.0]), "bias": jnp.array([3.0])}
+    state, gradient = optimizer.init(params), {"kernel": 1.0, "bias": -1.0}
+    expected = {"kernel": 2.0, "bias": 3.0}
+    trace = {"kernel": 0.0, "bias": 0.0}
+    for _ in range(2):
+        grads = {name: jnp.array([x]) for name, x in gradient.items()}
+        updates, state = optimizer.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        for name in expected:
+            g = gradient[name]
+            g += 0.01 * expected[name] if everywhere or name == "kernel" else 0.0
+            trace[name] = 0.9 * trace[name] + g
+            expected[name] -= 0.1 * (g + 0.9 * trace[name] if nesterov else trace[name])
+    for name, x in expected.items():
+        assert float(params[name][0]) == pytest.approx(x, rel=1e-5)
+
+
+def test_images_are_moved_and_mirrored():
+    images, batch = Images(name="digits", pad=1, flip=True), pictures(64)
+    state = TrainState(jnp.int32(3), {}, {}, {}, jax.random.key(4))
+    found = np.asarray(tables_images.augment(images)(state, {}, batch)["inputs"])
+    wide = np.pad(np.asarray(floating(batch["inputs"])), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    seen = set()
+    for image, padded in zip(found, wide, strict=True):
+        windows = {
+            (y, x, mirrored): np.flip(padded[y : y + 8, x : x + 8], 1)
+            if mirrored
+            else padded[y : y + 8, x : x + 8]
+            for y in range(3)
+            for x in range(3)
+            for mirrored in (False, True)
+        }
+        here = [name for name, window in windows.items() if np.allclose(image, window)]
+        assert len(here) == 1
+        seen.add(here[0])
+    assert len(seen) > 12
+    plain = tables_images.augment(dataclasses.replace(images, pad=0, flip=False))
+    still = plain(state, {}, batch)["inputs"]
+    np.testing.assert_allclose(still, floating(batch["inputs"]), rtol=1e-6)
+
+
+def test_photographs_are_cropped(monkeypatch):
+    shapes = ((12, 17), (20, 9), (11, 11))
+    generator = np.random.default_rng(2)
+    records = [
+        {"image": generator.integers(0, 255, (*shape, 3)).astype(np.uint8), "label": i}
+        for i, shape in enumerate(shapes)
+    ]
+    asked = []
+
+    def read(name, *, manual_dir):
+        asked.append((name, manual_dir))
+        return {"train": records, "test": records[:2]}
+
+    monkeypatch.setattr(image_sets, "records", read)
+    images = Images(name="imagenet2012", crop=Crop(side=6, shorter=8), pad=0, folder="here")
+    source = tables_images.batches(images, seed=0, batch_size=3)
+    assert not asked
+    batch = source(0, slice(0, 3))
+    assert batch["inputs"].shape == (3, 6, 6, 3) and sorted(batch["targets"]) == [0, 1, 2]
+    test = tables_images.test(images)
+    assert test["inputs"].shape == (2, 6, 6, 3) and list(test["targets"]) == [0, 1]
+    assert asked == [("imagenet2012", "here")]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _logits(model, params, batch, train):
+    return model.apply(params, batch, state=model.state(), train=train).head.logits()
+
+
+def _terms(method, losses, step):
+    config = dataclasses.replace(SMOKE, losses=losses)
+    student, teacher = config.student, config.teacher
+    models = config.model(student), config.model(teacher)
+    batch = pictures(6)
+    keys = jax.random.split(KEY)
+    params, taught = models[0].init(keys[0]), models[1].init(keys[1])
+    frozen = {"teacher": taught, "teacher_state": models[1].state()}
+    made = tables_methods.objective(
+        method, losses, (student, models[0]), (teacher, models[1]), epoch=5.0
+    )
+    aux, carry = made.init(KEY, params, frozen, batch)
+    ctx = Context(step=jnp.int32(step), key=KEY, train=True)
+    lost = jax.jit(functools.partial(made.loss, ctx=ctx))
+    output = lost({"model": params, "aux": aux}, carry, frozen, batch)
+    z, t = _logits(models[0], params, batch, True), _logits(models[1], taught, batch, False)
+    return {name: float(x.value) for name, x in output.terms.items()}, z, t, batch["targets"]
+
+
+def test_what_is_lost():
+    losses = tables_methods.Losses(
+        smoothing=0.2,
+        kd=tables_methods.Soft(hard=0.3, soft=0.6, temperature=3.0),
+        dkd=tables_methods.Decoupled(others=5.0, temperature=2.0, warm_up=2),
+        dist=tables_methods.Correlated(inter=1.5, intra=0.5, temperature=2.0),
+    )
+    found, z, t, y = _terms("ce", losses, 0)
+    log_p = np.asarray(jax.nn.log_softmax(z), np.float64)
+    smooth = -(0.8 * log_p[np.arange(6), y] + 0.2 * log_p.mean(1)).mean()
+    assert found == {"ce": pytest.approx(smooth, rel=1e-5)}
+    found, *_ = _terms("kd", losses, 0)
+    kl = float(forward_kl(z, t, temperature=3.0).mean())
+    assert found["ce"] == pytest.approx(0.3 * smooth, rel=1e-5)
+    assert found["kd"] == pytest.approx(0.6 * 9 * kl, rel=1e-4)
+    # Two epochs of five steps: half way up.
+    found, *_ = _terms("dkd", losses, 5)
+    kl = float(decoupled_kl(z, t, jnp.asarray(y), target=1.0, others=5.0, temperature=2.0).mean())
+    assert found["ce"] == pytest.approx(smooth, rel=1e-5)
+    assert found["dkd"] == pytest.approx(0.5 * 4 * kl, rel=1e-4)
+    found, *_ = _terms("dist", losses, 0)
+    p, q = (np.asarray(jax.nn.softmax(x / 2.0), np.float64) for x in (z, t))
+    inter = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    intra = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+    assert found["dist"] == pytest.approx(4 * (1.5 * inter + 0.5 * intra), rel=1e-3)
+    found, *_ = _terms("ofa", dataclasses.replace(losses, ofa=1.0), 0)
+    soft = -(np.asarray(jax.nn.softmax(t)) * log_p).sum(1).mean()
+    assert found["last"] == pytest.approx(soft, rel=1e-4)
+    assert set(found) == {"ce", "last", "exits"} and found["exits"] > 0
+
+
+def test_a_teacher_of_a_file(tmp_path, monkeypatch):
+    network = ImageNetResNetConfig(blocks=(1,), widths=(4,), channels=1, classes=10, stem_side=3)
+    file = tmp_path / "teacher.safetensors"
+    config = dataclasses.replace(
+        SMOKE, teacher=network, teacher_weights=str(file), score_batch=16, methods=("ce", "kd")
+    )
+    model, examples = config.model(network), pictures(24)
+    monkeypatch.setattr(tables_images, "test", lambda _: examples)
+    params, state = model.init(jax.random.key(3)), model.state()
+    assert config.model(network) is model
+    names = tables_stages.modules(network)
+    tensors = {}
+    for tree in (params, state):
+        for path, x in flatten(tree).items():
+            layer, leaf = path.rsplit("/", 1)
+            ends = {"mean": "running_mean", "var": "running_var", "bias": "bias"}
+            x = np.asarray(x)
+            x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
+            name = f"{names[layer].name}.{ends.get(leaf, 'weight')}"
+            tensors[name] = np.ascontiguousarray(x)
+    safetensors.numpy.save_file(tensors, file)
+    stage = image_tables.stages(config)[0]
+    work = stage.build({})
+    tree, values = work.run()
+    jax.tree.map(np.testing.assert_array_equal, tree, {"teacher": params, "teacher_state": state})
+    assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, work.shapes)
+    right = model.apply(params, examples, state=state).head.logits().argmax(1)
+    assert values["accuracy"] == pytest.approx(100 * np.mean(right == examples["targets"]))
+    assert tables_stages.accuracy(Made(values)) == values["accuracy"]
+    mesh = make_mesh(MeshConfig())
+    moved = jax.device_put(tree, replicated(mesh))
+    assert jax.tree.structure(moved) == jax.tree.structure(work.shapes)
+
+
+def test_images_are_normalised_where_the_tables_do():
+    network = ResNetConfig(blocks=(1,), widths=(4,), classes=100)
+    plain = tables_stages.classifier(network, 1)
+    normal = tables_stages._model(network, "cifar100")
+    params, batch = plain.init(KEY), pictures(2, channels=3)
+    mean, std = image_sets.IMAGE_SETS["cifar100"].statistics or ((), ())
+    by_hand = (batch["inputs"] / 255.0 - np.array(mean)) / np.array(std)
+    run_one = functools.partial(plain.apply, params, state=plain.state())
+    np.testing.assert_allclose(
+        normal.apply(params, batch, state=plain.state()).head.logits(),
+        run_one({**batch, "inputs": by_hand.astype(np.float32)}).head.logits(),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert tables_stages._model(SMOKE.teacher, "digits") is config_model(SMOKE.teacher)
+
+
+def config_model(network):
+    return tables_stages.classifier(network, 1)
+
+
+def made(accuracy):
+    return Made({"steps": 9}, {}, [{"step": 9, "test/accuracy": accuracy}])
+
+
+def artefacts(**ends):
+    found = {f"{m}_{s}": made(x + 0.1 * s) for m, x in ends.items() for s in range(3)}
+    return {"teacher": Made({"accuracy": 79.0}), **found}
+
+
+def test_claims_on_artefacts_made_by_hand(tmp_path):
+    pair = "cifar100", PAPER.teacher, PAPER.student
+    methods = ("ce", "kd", "dkd", "dist")
+
+    def results(seeds=range(3), pair=pair, **ends):
+        methods: Any = tuple(ends)
+        return tables_report.results(pair, methods, seeds, artefacts(**ends), tmp_path)
+
+    good = results(ce=72.0, kd=73.0, dkd=76.0, dist=76.5)
+    assert verdicts(image_tables, good) == ["holds"] * 3 + ["not tested"]
+    assert good.values["accuracy"]["dkd"] == pytest.approx([76.0, 76.1, 76.2])
+    rows = {row["student of"]: row for row in good.tables[0].rows}
+    assert rows["DIST"]["gain over labels"] == pytest.approx(4.5)
+    assert (rows["DKD"]["published"], rows["(teacher)"]["published"]) == (76.32, 79.42)
+    assert "gain over labels" not in rows["labels"]
+    assert Path(good.plots["gains"]).exists()
+    bad = results(ce=73.5, kd=73.0, dkd=72.0, dist=72.5)
+    assert verdicts(image_tables, bad) == ["fails"] * 3 + ["not tested"]
+    tokens = PRESETS["paper_tokens"]
+    pair = "imagenet2012", tokens.teacher, tokens.student
+    ofa = results(pair=pair, ce=69.0, kd=70.0, ofa=71.0)
+    assert verdicts(image_tables, ofa) == ["holds", "not tested", "not tested", "holds"]
+    # One run has no interval; other networks have no published figures.
+    one = results(seeds=range(1), **dict.fromkeys(methods, 70.0))
+    assert verdicts(image_tables, one) == ["not tested"] * 4
+    other = results(pair=("digits", SMOKE.teacher, SMOKE.student), ce=70.0, kd=71.0)
+    assert all("published" not in row for row in other.tables[0].rows)
+
+
+def test_published_pairs_are_those_of_the_presets():
+    pairs = {
+        (c.images.name, c.teacher, c.student): c
+        for name, c in PRESETS.items()
+        if name.startswith("paper")
+    }
+    assert pairs.keys() == tables_report.PUBLISHED.keys()
+    for pair, config in pairs.items():
+        assert set(config.methods) == set(tables_report.PUBLISHED[pair].students)
+
+
+@pytest.mark.slow
+def test_a_run_of_few_steps_reads_every_field_of_the_config(tmp_path):
+    learn = dataclasses.replace(SMOKE.learn, epochs=2)
+    config = dataclasses.replace(
+        SMOKE,
+        methods=("ce", "kd", "dkd", "dist", "ofa"),
+        images=dataclasses.replace(SMOKE.images, first=32),
+        learn=learn,
+        score_batch=180,
+    )
+
+    def go(config):
+        with compiled_quickly():
+            found = run.execute(image_tables, NAME, "smoke", config, tmp_path / "run")
+        assert {c["verdict"] for c in found["claims"]} == {"not tested"}
+        assert set(found["values"]["accuracy"]) == set(config.methods)
+
+    assert unread_fields(config, go) == []
