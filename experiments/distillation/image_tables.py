@@ -7,8 +7,12 @@ more losses, on images that do not change, whose teacher is run once.)
 
 Claims: KD is above labels alone, DKD and DIST are above KD, and from teachers of tokens OFA is.
 
-    python -m experiments.distillation.image_tables smoke     # digits, two kinds
-    python -m experiments.distillation.image_tables laptop    # a part of Fashion-MNIST
+Measured at `laptop` (two CPU cores, 2026-11): students gain 1.4 points over labels alone by KD, 1.8
+by DKD, 2.4 by DIST, of the 9.3 that the teacher is ahead. Four seeds, 10 to 13, were run first and
+decided nothing; with eight KD is above labels, and whether DKD and DIST are above KD stays open.
+
+    python -m experiments.distillation.image_tables smoke     # digits, two kinds: 15 s
+    python -m experiments.distillation.image_tables laptop    # a part of Fashion-MNIST: 15 minutes
     python -m experiments.distillation.image_tables paper     # CIFAR-100, ResNet-32x4 to 8x4
     python -m experiments.distillation.image_tables paper_imagenet \
         --teacher-weights resnet34.safetensors --images.folder FOLDER
@@ -90,6 +94,7 @@ PRESETS = {
         methods=("ce", "dkd"),
         losses=Losses(dkd=Decoupled(warm_up=1)),
         seeds=1,
+        score_batch=360,
     ),
     "laptop": Config(
         images=Images(name="fashion_mnist", first=6000, pad=2),
@@ -98,8 +103,8 @@ PRESETS = {
         learn_teacher=Descent(rate=0.05, epochs=20, decays=(12, 15, 18)),
         learn=Descent(rate=0.05, epochs=8, decays=(5, 7)),
         losses=Losses(dkd=Decoupled(warm_up=1)),
-        seeds=4,
-        seed=10,  # sizes were chosen on seeds from 0
+        seeds=8,
+        seed=10,  # sizes were chosen on seed 0, by what there is time for
         score_batch=1000,
     ),
     # CRD's benchmark. Weights: KD's are RepDistiller's command (-r 0.1 -a 0.9, T 4), DKD's

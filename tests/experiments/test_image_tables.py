@@ -22,6 +22,7 @@ from support.experiment_checks import (
 )
 
 from experiments.distillation import image_tables
+from experiments.distillation.common.classifiers import classifier
 from experiments.distillation.common.descent import Descent
 from experiments.distillation.parts import (
     tables_images,
@@ -34,8 +35,7 @@ from kd_jax.data import image_sets
 from kd_jax.launch import cli, run
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.mesh import MeshConfig, make_mesh
-from kd_jax.launch.sharding import replicated
-from kd_jax.launch.stages import Training, placed
+from kd_jax.launch.stages import Compute, Training, placed
 from kd_jax.losses.divergences import decoupled_kl, forward_kl
 from kd_jax.models.mixer import MixerConfig
 from kd_jax.models.mlp import MLPConfig
@@ -196,6 +196,7 @@ def inner(state):
 def test_one_papers_student_is_built_without_data(no_data):
     config = dataclasses.replace(PAPER, seeds=1, methods=("ce",))
     teacher, student = (stage.build({}) for stage in image_tables.stages(config))
+    assert isinstance(teacher, Training) and isinstance(student, Training)
     assert (teacher.steps, student.steps) == (187_500, 187_500)
     assert student.batch["inputs"].shape == (64, 32, 32, 3)
     assert student.evaluations[0].every == 187_500 // 24
@@ -218,10 +219,10 @@ def test_rates_fall_by_steps():
     learn = Descent(rate=0.4, epochs=10, batch_size=50, decays=(5, 8), factor=0.1)
     assert learn.steps(1000) == 200
     rate = learn.schedule(1000)
-    found = [float(rate(step)) for step in (0, 99, 100, 159, 160, 199)]
+    found = [np.asarray(rate(step)) for step in (0, 99, 100, 159, 160, 199)]
     np.testing.assert_allclose(found, [0.4, 0.4, 0.04, 0.04, 0.004, 0.004], rtol=1e-5)
     rising = dataclasses.replace(learn, warm_up=2).schedule(1000)
-    found = [float(rising(step)) for step in (0, 10, 40, 99, 100)]
+    found = [np.asarray(rising(step)) for step in (0, 10, 40, 99, 100)]
     np.testing.assert_allclose(found, [0.0, 0.1, 0.4, 0.4, 0.04], rtol=1e-5)
     # Epochs that no batch divides.
     assert Descent(rate=1.0, epochs=3, batch_size=64).steps(100) == 5
@@ -378,20 +379,20 @@ def test_a_teacher_of_a_file(tmp_path, monkeypatch):
     safetensors.numpy.save_file(tensors, file)
     stage = image_tables.stages(config)[0]
     work = stage.build({})
+    assert isinstance(work, Compute)
     tree, values = work.run()
     jax.tree.map(np.testing.assert_array_equal, tree, {"teacher": params, "teacher_state": state})
     assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, work.shapes)
     right = model.apply(params, examples, state=state).head.logits().argmax(1)
     assert values["accuracy"] == pytest.approx(100 * np.mean(right == examples["targets"]))
     assert tables_stages.accuracy(Made(values)) == values["accuracy"]
-    mesh = make_mesh(MeshConfig())
-    moved = jax.device_put(tree, replicated(mesh))
-    assert jax.tree.structure(moved) == jax.tree.structure(work.shapes)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        tables_stages._given(config, "none").run()
 
 
 def test_images_are_normalised_where_the_tables_do():
     network = ResNetConfig(blocks=(1,), widths=(4,), classes=100)
-    plain = tables_stages.classifier(network, 1)
+    plain = classifier(network, 1)
     normal = tables_stages._model(network, "cifar100")
     params, batch = plain.init(KEY), pictures(2, channels=3)
     mean, std = image_sets.IMAGE_SETS["cifar100"].statistics or ((), ())
@@ -403,11 +404,7 @@ def test_images_are_normalised_where_the_tables_do():
         rtol=1e-4,
         atol=1e-5,
     )
-    assert tables_stages._model(SMOKE.teacher, "digits") is config_model(SMOKE.teacher)
-
-
-def config_model(network):
-    return tables_stages.classifier(network, 1)
+    assert tables_stages._model(SMOKE.teacher, "digits") is classifier(SMOKE.teacher, 1)
 
 
 def made(accuracy):
@@ -467,7 +464,7 @@ def test_a_run_of_few_steps_reads_every_field_of_the_config(tmp_path):
         methods=("ce", "kd", "dkd", "dist", "ofa"),
         images=dataclasses.replace(SMOKE.images, first=32),
         learn=learn,
-        score_batch=180,
+        score_batch=120,
     )
 
     def go(config):

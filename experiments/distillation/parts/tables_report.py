@@ -55,6 +55,11 @@ def _difference(first: Method, second: Method) -> Callable[[Results], Effect | N
     return read
 
 
+_TRIED = (
+    "6000 images of ten classes, eight epochs, the weights of CIFAR-100's tables. Four seeds (10 to "
+    "13) were run first; eight leave differences of half a point and of one open. Of twelve epochs, "
+    "on seed 0 alone, students ended at 79.9 (labels), 81.6 (KD) and 80.9 % (DKD)."
+)
 CLAIMS = (
     Claim(
         "Students of KD end more accurate than students of labels alone (mean difference of paired "
@@ -71,6 +76,7 @@ CLAIMS = (
         "CIFAR-100, ResNet-32x4 to 8x4: 73.33 to 76.32; ImageNet, ResNet-34 to 18: 71.03 to 71.70",
         _difference("dkd", "kd"),
         above(0.0),
+        _TRIED,
     ),
     Claim(
         "Students of DIST end more accurate than students of KD (mean difference of paired seeds, "
@@ -80,6 +86,7 @@ CLAIMS = (
         "(UNVERIFIED)",
         _difference("dist", "kd"),
         above(0.0),
+        _TRIED,
     ),
     Claim(
         "From a teacher of tokens, a convolutional student of OFA ends more accurate than one of "

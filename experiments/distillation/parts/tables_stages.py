@@ -69,7 +69,7 @@ class Tables(Settings):
     """The first of them."""
     measurements: int = 1
     """How often test images are looked at along a training; the last time counts."""
-    score_batch: int = 500
+    score_batch: int = 512
     """Test images measured at once."""
 
     def __post_init__(self):
@@ -144,7 +144,8 @@ def student(config: Tables, method: Method, seed: int) -> Stage:
         if method == "ce":
             return training
         frozen = found["teacher"].weights()
-        rules = dict.fromkeys(frozen.abstract, REPLICATED)
+        # A teacher without statistics has an empty part, which no rule may match.
+        rules = {k: REPLICATED if jax.tree.leaves(x) else () for k, x in frozen.abstract.items()}
         return training._replace(frozen=frozen, frozen_rules=rules)
 
     depends = {
