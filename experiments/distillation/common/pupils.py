@@ -177,7 +177,7 @@ def students(
     is read, by all students or, where named in `own`, one of [S, ...] each. start: weights [S, ...]
     to go on from. images(seed) -> an image batch, by default all training images. prepare: of one
     student. state: of the step's carry, the model's own. over: `repetition.batched` for networks
-    without convolutions.
+    without convolutions on large maps.
     """
     learning, seeds = learning or config.learn, seeds or config.repetitions
     size = learning.batch_size
