@@ -54,7 +54,7 @@ def test_what_a_stage_depends_on():
 
 def test_every_method_has_a_training():
     config = dataclasses.replace(SMOKE, methods=LAPTOP.methods)
-    teacher = jax.eval_shape(classifier(config.network(config.teacher)).init, jax.random.key(0))
+    teacher = jax.eval_shape(classifier(config.network(config.teacher), 2).init, jax.random.key(0))
     found = {
         name: Artefact(name, "", None, {"teacher": teacher, "teacher_state": {}})
         for name in TEACHERS
@@ -116,14 +116,14 @@ def pictures():
 
 def test_attacks_that_reach_a_boundary_change_the_class():
     both = jax.tree.map(lambda x: jnp.stack([x, x]), linear())
-    output = attacks._step(LINEAR, 2, Attack(radius=0.1))(both, {}, {}, pictures())
+    output = attacks._step(classifier(LINEAR, 2), 2, Attack(radius=0.1))(both, {}, {}, pictures())
     assert output.rows["clean"].shape == (4, 2)
     assert output.rows["clean"].all()
     assert np.array_equal(output.rows["robust"].T, [[False, True] * 2] * 2)
 
 
 def test_batches_in_training_are_attacked_within_the_radius():
-    model = classifier(LINEAR)
+    model = classifier(LINEAR, 2)
     key = jax.random.key(0)
 
     def state(carry):
