@@ -11,7 +11,8 @@ strengths that is better on validation images. Accuracy is on test images, over 
 Claim: soft labels help, and most of what came after them does not exceed them.
 
     python -m experiments.distillation.benchmark smoke     # digits, two losses: 20 s
-    python -m experiments.distillation.benchmark laptop    # Fashion-MNIST, all losses: 25 minutes
+    python -m experiments.distillation.benchmark laptop    # Fashion-MNIST, all losses: 70 minutes
+    python -m experiments.distillation.benchmark laptop --pairs same   # 35 minutes
     python -m experiments.distillation.benchmark gpu       # 55,000 images, larger networks
 
 `laptop` and `gpu` need Fashion-MNIST (environment KD_JAX_DATA, or --pictures.folder). Not here are
