@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.distillation.common import endings, pupils
 from experiments.distillation.common import pictures as pictures_lib
-from experiments.distillation.common import pupils
 from experiments.distillation.common.learning import Learning
 from experiments.distillation.common.pictures import Pictures
 from experiments.distillation.parts import pool, pool_report
@@ -177,7 +177,7 @@ def _flips(config: Config) -> Stage:
     def build(found: Found) -> Compute:
         def measure() -> tuple[None, Mapping[str, Any]]:
             targets = jnp.asarray(pictures_lib.load(config.pictures).test["targets"])
-            predicted = [pupils.ending(found[name]).predicted for name in config.members]
+            predicted = [endings.ending(found[name]).predicted for name in config.members]
             said = jax.nn.one_hot(np.stack(predicted, 1), 10)  # [pools, M, N, C]
             positive = [
                 [[100 * flips(s, t, targets)[0].mean() for t in models] for s in models]

@@ -16,7 +16,7 @@ from support.experiment_checks import (
 )
 
 from experiments.distillation import benchmark
-from experiments.distillation.parts import benchmark_report
+from experiments.distillation.parts import benchmark_lessons, benchmark_report
 from experiments.distillation.parts.benchmark_methods import METHODS
 
 LAPTOP, SMOKE = benchmark.PRESETS["laptop"], benchmark.PRESETS["smoke"]
@@ -30,6 +30,7 @@ def test_a_stage_a_student_loss_and_strength():
     assert found["same_kd_0"] == found["cross_at_1"] == ("teacher", "teacher_outputs")
     assert found["same_twin_1"] == ("twin_same", "twin_same_outputs")
     assert found["cross_ft_0"] == ("factor", "factor_outputs")
+    assert found["cross_sskd_0"] == ("views", "views_outputs")
     assert found["same_nd_0"] == ("teacher", "teacher_outputs")
     assert set(outline(benchmark, SMOKE)) == {
         "teacher", "teacher_outputs", "same_ce_0", "same_at_0", "costs",
@@ -67,20 +68,32 @@ def test_bad_values_are_refused_by_name(argv, said):
 def test_every_loss_fits_a_student(name, monkeypatch):
     """Traced, not run, for the student of another family: taps, widths, sizes, gradients."""
     means = jnp.ones((10, LAPTOP.teacher.widths[-1]))
-    here = benchmark._here(LAPTOP, LAPTOP.cross, {})._replace(
+    here = benchmark_lessons._here(LAPTOP, LAPTOP.cross, {})._replace(
         labels=lambda: TRUTH, means=lambda: means
     )
-    monkeypatch.setattr(benchmark, "_here", lambda *_: here)
-    lesson = benchmark._lesson(LAPTOP, "cross", name, {})
-    cost, beside = benchmark._cost(LAPTOP, lesson)
+    monkeypatch.setattr(benchmark_lessons, "_here", lambda *_: here)
+    lesson = benchmark_lessons.lesson(LAPTOP, "cross", name, {})
+    cost, beside = benchmark_lessons.cost(LAPTOP, lesson)
     alone = LAPTOP.learn.batch_size * 1e5
     assert cost > alone and beside >= 0
-    wants_weights = {"cc", "vid", "ab", "ft", "crd", "srd", "review", "ickd", "ofa", "dual_head"}
+    wants_weights = {
+        "cc",
+        "vid",
+        "ab",
+        "ft",
+        "crd",
+        "srd",
+        "review",
+        "ickd",
+        "ofa",
+        "dual_head",
+        "sskd",
+    }
     assert (beside > 0) >= (name in wants_weights)
 
 
 def test_strength_scales_what_is_distilled_and_not_the_labels():
-    lesson = benchmark._lesson(SMOKE, "same", "kd", {})
+    lesson = benchmark_lessons.lesson(SMOKE, "same", "kd", {})
     rng = np.random.default_rng(0)
     batch = {
         "inputs": rng.integers(0, 256, (4, 8, 8, 1)).astype(np.uint8),

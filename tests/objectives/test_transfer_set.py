@@ -12,6 +12,7 @@ from kd_jax.losses.contrastive import other_classes
 from kd_jax.losses.self_supervised import least_wrong, view_similarities
 from kd_jax.models.resnet import ResNetConfig, resnet
 from kd_jax.objectives.distil import distil, labels, soft_labels
+from kd_jax.objectives.stored import nothing, stored_teacher
 from kd_jax.objectives.transfer import attached, hints, logits, maps, probabilistic
 from kd_jax.objectives.transfer import self_supervised as views
 from kd_jax.objectives.transfer.contrastive import contrastive
@@ -94,6 +95,35 @@ def test_what_is_attached_is_trained_alone(model, parts, batch):
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
     assert jax.tree.structure(state.params["model"]) == jax.tree.structure(module)
+
+
+def test_rotations_are_made_of_images_and_read_from_what_is_stored():
+    """By hand, of images turned before; stored outputs come to the same as a running teacher."""
+    images = image_batch(2)
+    turned = {name: jnp.repeat(x, 4, 0) for name, x in images.items()}
+    turned["inputs"] = jnp.stack([jnp.rot90(x, k) for x in images["inputs"] for k in range(4)])
+    by_hand = VIEWS.objective
+    aux, carry = by_hand.init(KEY, PARAMS, VIEWS.frozen, turned)
+    params, ctx = {"model": PARAMS, "aux": aux}, Context(KEY, jnp.int32(0))
+    want = by_hand.loss(params, carry, VIEWS.frozen, turned, ctx)
+
+    over = views.over_rotations(by_hand)
+    found = over.loss(params, carry, VIEWS.frozen, images, ctx)
+    said = views.in_rotations(TELLER).apply(VIEWS.frozen["teacher"], images, taps=("views",))
+    assert said.head.logits().shape == (2, 4, CLASSES)
+    stored = {"teacher_logits": said.head.logits(), "teacher_views": said.taps["views"]}
+    reading = views.over_rotations(
+        distil(STUDENT, stored_teacher(), VIEWS.parts, teacher_policy=nothing)
+    )
+    read = reading.loss(params, carry, {}, images | stored, ctx)
+    for name in VIEWS.parts:
+        for output in (found, read):
+            np.testing.assert_allclose(
+                output.terms[name].value, want.terms[name].value, rtol=1e-5, err_msg=name
+            )
+    assert jax.tree.map(jnp.shape, over.init(KEY, PARAMS, VIEWS.frozen, images)[0]) == jax.tree.map(
+        jnp.shape, aux
+    )
 
 
 def test_views_by_hand():

@@ -10,25 +10,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from experiments.distillation.common import endings
 from experiments.distillation.common import pictures as pictures_lib
 from experiments.distillation.common.classifiers import Classifier, classifier
 from experiments.distillation.common.learning import Learning
 from experiments.distillation.common.pictures import Pictures
 from kd_jax.data import shapes, sources
-from kd_jax.launch import evaluation, output_cache, precompute, weights
+from kd_jax.launch import output_cache, precompute, weights
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.config import Settings, check_positive, identity
-from kd_jax.launch.stages import REPLICATED, Evaluation, Program, Stage, Training, mesh_of
+from kd_jax.launch.stages import REPLICATED, Stage, Training
 from kd_jax.objectives.distil import student_state
 from kd_jax.objectives.on_policy import Prepare
 from kd_jax.objectives.supervise import supervise
 from kd_jax.objectives.terms import label_cross_entropy
 from kd_jax.repetition import Over, repeated, repeated_prepare, side_by_side
 from kd_jax.steps import make_train_step
-from kd_jax.types import Model, Output, TrainStep
+from kd_jax.types import Model, TrainStep
 
 PyTree = Any
 Found = Mapping[str, Artefact]
@@ -171,13 +171,13 @@ def students(
 ) -> Training:
     """Students of all seeds, side by side: leaves of weights are [S, ...], of batches [B, S, ...].
 
-    The artefact is {"model": ..., "state": ...} [S, ...]; `ending` reads how well they do. model:
-    what is measured, and initialised. step: of one student. seeds, learning (what step was made
-    with): the config's by default. read: a teacher's outputs that come with the batch. frozen: what
-    is read, by all students or, where named in `own`, one of [S, ...] each. start: weights [S, ...]
-    to go on from. images(seed) -> an image batch, by default all training images. prepare: of one
-    student. state: of the step's carry, the model's own. over: `repetition.batched` for networks
-    without convolutions on large maps.
+    The artefact is {"model": ..., "state": ...} [S, ...]; `endings.ending` reads how well they do.
+    model: what is measured, and initialised. step: of one student. seeds, learning (what step was
+    made with): the config's by default. read: a teacher's outputs that come with the batch. frozen:
+    what is read, by all students or, where named in `own`, one of [S, ...] each. start: weights
+    [S, ...] to go on from. images(seed) -> an image batch, by default all training images. prepare:
+    of one student. state: of the step's carry, the model's own. over: `repetition.batched` for
+    networks without convolutions on large maps.
     """
     learning, seeds = learning or config.learn, seeds or config.repetitions
     size = learning.batch_size
@@ -209,7 +209,9 @@ def students(
         frozen=frozen,
         frozen_rules={} if frozen is None else dict.fromkeys(frozen.abstract, REPLICATED),
         seed=seeds[0],
-        evaluations=_tested(config, model, learning.steps, state),
+        evaluations=endings.tested(
+            config.pictures, model, state, learning.steps, rows=config.score_batch
+        ),
         prepare=None if prepare is None else repeated_prepare(prepare, len(seeds), over=over),
         result=lambda reached, _: {
             "model": reached.params["model"],
@@ -225,21 +227,6 @@ def fresh(model: Model, seeds: Sequence[int]) -> weights.Weights:
         return jax.vmap(lambda seed: model.init(jax.random.key(seed)))(numbers)
 
     return weights.from_init(init, np.array(seeds, np.int32))
-
-
-class Ending(NamedTuple):
-    """How well students do at the end. accuracy (%), nll (nats): [S]; predicted: [S, N] classes."""
-
-    accuracy: np.ndarray
-    nll: np.ndarray
-    predicted: np.ndarray
-
-
-def ending(artefact: Any, *, split: str = "test") -> Ending:
-    """Of an artefact of `students`, or, with S of 1, of `teacher`. split: or "validation"."""
-    steps = artefact.values["steps"]
-    read = (artefact.rows[f"{steps}/{split}/{name}"] for name in Ending._fields)
-    return Ending(*read)
 
 
 def batch_shapes(config: Schooling, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -270,67 +257,3 @@ def _lazily(make: Callable[[], sources.Source]) -> sources.Source:
 
 def _named(network: Classifier) -> dict[str, Any]:
     return {"kind": type(network).__name__, **identity(network)}
-
-
-def _tested(
-    config: Schooling, model: Model, steps: int, state: Callable[[PyTree], PyTree]
-) -> tuple[Evaluation, ...]:
-    """At both ends of a training, on test and on validation images."""
-    return tuple(
-        Evaluation(
-            split,
-            steps,
-            functools.partial(_measure, config, model, state, split),
-            functools.partial(_measured_program, config, model, state),
-        )
-        for split in ("test", "validation")
-    )
-
-
-@functools.cache  # one for all kinds of students, so that they share compilations
-def _scores(model: Model, count: int) -> evaluation.EvalStep:
-    def scored(params: PyTree, state: PyTree, frozen: PyTree, batch: Any) -> Output:
-        def one(params, state):
-            log_p = jax.nn.log_softmax(model.apply(params, batch, state=state).head.logits())
-            nll = -jnp.take_along_axis(log_p, batch["targets"][:, None], -1)[:, 0]
-            return {"predicted": log_p.argmax(-1).astype(jnp.uint8), "nll": nll}
-
-        found = side_by_side(one, count)(params, state)
-        return Output({}, {}, {name: x.T for name, x in found.items()})
-
-    return scored
-
-
-def _measure(
-    config: Schooling,
-    model: Model,
-    state: Callable[[PyTree], PyTree],
-    split: str,
-    params: PyTree,
-    carry: PyTree,
-    frozen: PyTree,
-) -> Mapping[str, float | np.ndarray]:
-    examples = getattr(pictures_lib.load(config.pictures), split)
-    own = params["model"], state(carry)
-    count = len(jax.tree.leaves(own[0])[0])
-    _, rows = evaluation.evaluate(
-        _scores(model, count), *own, {}, examples,
-        batch_size=config.score_batch, mesh=mesh_of(params),
-    )  # fmt: skip
-    right = rows["predicted"] == examples["targets"][:, None]
-    return {
-        "accuracy": 100 * right.mean(0),
-        "nll": rows["nll"].mean(0),
-        "predicted": rows["predicted"].T,
-        "mean_accuracy": 100 * right.mean(),
-    }
-
-
-def _measured_program(
-    config: Schooling, model: Model, state: Callable[[PyTree], PyTree], params, carry, frozen
-) -> Mapping[str, Program]:
-    own = params["model"], state(carry)
-    count = jax.tree.leaves(own[0])[0].shape[0]
-    batch = batch_shapes(config, config.score_batch)
-    mesh = mesh_of(params)
-    return {"scores": evaluation.program(_scores(model, count), *own, {}, batch, mesh=mesh)}

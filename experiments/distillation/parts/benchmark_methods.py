@@ -16,6 +16,11 @@ from kd_jax.objectives.transfer import heads, hints, maps, probabilistic, relati
 from kd_jax.objectives.transfer import logits as on_logits
 from kd_jax.objectives.transfer.attached import factor_transfer
 from kd_jax.objectives.transfer.contrastive import contrastive
+from kd_jax.objectives.transfer.self_supervised import (
+    augmented_labels,
+    on_plain,
+    view_relations,
+)
 from kd_jax.objectives.transfer.tokens import cooling, token_graph
 from kd_jax.types import GradientRule
 
@@ -139,6 +144,16 @@ METHODS = {
     "srd": Method("SRD", _beside(lambda _: soft_labels(), lambda _: hints.log_power(*POOLED))),
     "review": Method(
         "ReviewKD", _beside(lambda h: maps.review(h.student, h.teacher, width=h.width))
+    ),
+    "sskd": Method(
+        "SSKD",
+        lambda _: {
+            "ce": on_plain(labels()),
+            "plain": on_plain(soft_labels(0.9, temperature=4.0)),
+            "relations": view_relations("pooled", "views", 10.0),
+            "turned": augmented_labels(2.7),
+        },
+        of="views",
     ),
     "affinity": Method("affinity", _beside(lambda h: maps.affinity(h.student[-1], h.teacher[-1]))),
     "ickd": Method(

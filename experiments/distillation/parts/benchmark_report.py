@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from experiments.distillation.common.pupils import Ending, ending
+from experiments.distillation.common.endings import Ending, ending
 from experiments.distillation.parts.benchmark_methods import METHODS
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above, below

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.distillation.common import pupils
+from experiments.distillation.common import endings
 from experiments.distillation.parts.dual_arms import ARMS, Name
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above, below
 from kd_jax.launch.effects import over_seeds
 
 SIDES = ("classifier", "backbone")
-Ends = dict[Name, pupils.Ending]
+Ends = dict[Name, endings.Ending]
 Cosines = dict[Name, dict[str, list[list[float]]]]
 
 
@@ -98,10 +98,10 @@ CLAIMS = (
 def results(methods: Sequence[Name], artefacts: Mapping[str, Any], folder: Path) -> Results:
     """values: "accuracy" {kind: [S]}, "cosines" {kind: {side: [points][S]}}, "whole" {"kind/side":
     [S]}, "teacher"."""
-    ends: Ends = {name: pupils.ending(artefacts[name]) for name in methods}
+    ends: Ends = {name: endings.ending(artefacts[name]) for name in methods}
     accuracy = {name: end.accuracy.tolist() for name, end in ends.items()}
     cosines: Cosines = {n: _along(artefacts[n]) for n in methods if ARMS[n].compared}
-    teacher = float(pupils.ending(artefacts["teacher"]).accuracy[0])
+    teacher = float(endings.ending(artefacts["teacher"]).accuracy[0])
     whole = artefacts["whole"].rows if "whole" in artefacts else {}
     values = {"accuracy": accuracy, "cosines": cosines, "teacher": teacher}
     values["whole"] = {name: x.tolist() for name, x in whole.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.distillation.common import pupils
+from experiments.distillation.common import endings
 from kd_jax.launch import plots
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
@@ -66,7 +66,7 @@ def _values(
     right: np.ndarray,
 ) -> dict[str, Any]:
     accuracy, validation = (
-        {arm: pupils.ending(x, split=split).accuracy.tolist() for arm, x in own.items()}
+        {arm: endings.ending(x, split=split).accuracy.tolist() for arm, x in own.items()}
         for split in ("test", "validation")
     )
 

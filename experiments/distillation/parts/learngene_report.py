@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.distillation.common import pupils
+from experiments.distillation.common import endings
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
 from kd_jax.launch.effects import over_seeds, shown
@@ -208,7 +208,7 @@ def _r2(rows: Mapping[str, np.ndarray]) -> dict[str, dict[str, list[float]]]:
 def _accuracy(artefact: Any, step: int | None) -> list[float]:
     """Test accuracies [S], at the end by default."""
     if step is None:
-        return pupils.ending(artefact).accuracy.tolist()
+        return endings.ending(artefact).accuracy.tolist()
     return artefact.rows[f"{step}/test/accuracy"].tolist()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.distillation.common import pupils
+from experiments.distillation.common import endings
 from experiments.distillation.parts.mixup_measures import SOFTENED, VIEWS
 from kd_jax.launch import plots
 from kd_jax.launch.artefacts import Artefact
@@ -40,11 +40,11 @@ def results(
         f"{t}_{loss}": f"{TEACHERS[t]}, {LOSSES[loss]}" for t in teachers for loss in losses
     }
     accuracy = {
-        kind: {mix: pupils.ending(artefacts[f"{kind}_{mix}"]).accuracy.tolist() for mix in shares}
+        kind: {mix: endings.ending(artefacts[f"{kind}_{mix}"]).accuracy.tolist() for mix in shares}
         for kind in labels
     }
     entropy = {t: _entropies(artefacts[f"teacher_{t}"]) for t in teachers}
-    own = {t: pupils.ending(artefacts[f"teacher_{t}"]).accuracy for t in teachers}
+    own = {t: endings.ending(artefacts[f"teacher_{t}"]).accuracy for t in teachers}
     effects = {
         kind: {mix: over_seeds(x) for mix, x in cells.items()} for kind, cells in accuracy.items()
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.distillation.common import pupils
+from experiments.distillation.common import endings
 from experiments.distillation.parts.nd_stages import LABELS, Name
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
@@ -90,7 +90,7 @@ def results(methods: Sequence[Name], artefacts: Mapping[str, Any], folder: Path)
     """values: "ends" {kind: {measure: [S]}}, "teacher" {measure: number}."""
     ends: dict[Name, Ends] = {name: _end(artefacts[name]) for name in methods}
     teacher = dict(artefacts["class_means"].values)
-    teacher["accuracy"] = float(pupils.ending(artefacts["teacher"]).accuracy[0])
+    teacher["accuracy"] = float(endings.ending(artefacts["teacher"]).accuracy[0])
     rows = [
         {"student of": LABELS[name]} | {said: over_seeds(end[m]) for m, said in MEASURES.items()}
         for name, end in ends.items()
@@ -129,7 +129,7 @@ def results(methods: Sequence[Name], artefacts: Mapping[str, Any], folder: Path)
 def _end(artefact: Any) -> Ends:
     last = artefact.values["steps"]
     features = {m: artefact.rows[f"{last}/features/{m}"].tolist() for m in ("norm", "cosine")}
-    return {"accuracy": pupils.ending(artefact).accuracy.tolist(), **features}
+    return {"accuracy": endings.ending(artefact).accuracy.tolist(), **features}
 
 
 def _line(artefact: Any, measure: str) -> plots.Line:

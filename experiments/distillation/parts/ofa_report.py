@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.distillation.common import pupils
+from experiments.distillation.common import endings
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above
 from kd_jax.launch.effects import over_seeds, shown
@@ -110,13 +110,13 @@ def results(
     """
     accuracy = {
         family: {
-            method: pupils.ending(artefacts[f"{family}_{method}"]).accuracy.tolist()
+            method: endings.ending(artefacts[f"{family}_{method}"]).accuracy.tolist()
             for method in methods
         }
         for family in families
     }
     taught = [family for family in other if f"teacher_{family}" in artefacts]
-    teachers = {x: float(pupils.ending(artefacts[f"teacher_{x}"]).accuracy[0]) for x in taught}
+    teachers = {x: float(endings.ending(artefacts[f"teacher_{x}"]).accuracy[0]) for x in taught}
     layers = {
         f"{family}_{method}/{x}": artefacts["similarity"].rows[f"{family}_{method}/teacher_{x}"]
         for family in families

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.distillation.common import pupils
+from experiments.distillation.common import endings
 from experiments.distillation.parts import pool
 from experiments.distillation.parts.pool import ARMS, MEMBERS, SIZES, ArmName, Name
 from kd_jax.launch import plots
@@ -122,7 +122,7 @@ def results(
     folder: Path,
 ) -> Results:
     pools = len(seeds)
-    accuracy = {name: pupils.ending(artefacts[name]).accuracy for name in members}
+    accuracy = {name: endings.ending(artefacts[name]).accuracy for name in members}
     every = {size: pool.pairs(members, size) for size in SIZES}
     pairs = [pair for size in SIZES for pair in every[size]]
     gap = np.stack([accuracy[pair.teacher] - accuracy[pair.student] for pair in pairs], 1)
@@ -152,7 +152,7 @@ def results(
 
 def _gained(artefact: Any, pools: int) -> np.ndarray:
     """[pools, pairs] of the students of one size."""
-    after = pupils.ending(artefact).accuracy
+    after = endings.ending(artefact).accuracy
     return (after - artefact.rows["0/test/accuracy"]).reshape(pools, -1)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.distillation.common import pupils
+from experiments.distillation.common import endings
 from experiments.distillation.parts.views import CLASSES
 from kd_jax.launch import plots
 from kd_jax.launch.claims import Claim, Effect, Results, Table, above, below
@@ -173,13 +173,13 @@ def _ends(
     counts: Sequence[int],
     targets: Mapping[str, np.ndarray],
     artefacts: Mapping[str, Any],
-) -> dict[str, dict[str, dict[int, pupils.Ending]]]:
+) -> dict[str, dict[str, dict[int, endings.Ending]]]:
     """{data: {measure: {images of each class: ending}}}."""
 
-    def ending(data: str, measure: str, count: int) -> pupils.Ending:
+    def ending(data: str, measure: str, count: int) -> endings.Ending:
         split = f"{TOGETHER}test" if measure in _OF_FOUR else "test"
         name = f"{_OF_FOUR.get(measure, measure)}_{data}_{count}"
-        return pupils.ending(artefacts[name], split=split)
+        return endings.ending(artefacts[name], split=split)
 
     measures = [m for m in LABELS if _OF_FOUR.get(m, m) in methods]
     return {d: {m: {c: ending(d, m, c) for c in counts} for m in measures} for d in targets}
@@ -190,19 +190,19 @@ def _gains(found: Results, data: str, measures: Sequence[str]) -> dict[str, Effe
     return {label: effect for label, effect in each.items() if effect is not None}
 
 
-def _line(of: Mapping[int, pupils.Ending]) -> plots.Line:
+def _line(of: Mapping[int, endings.Ending]) -> plots.Line:
     effects = [over_seeds(end.accuracy) for end in of.values()]
     return plots.Line(list(of), *([e[i] for e in effects] for i in range(3)))
 
 
-def _recall(of: Mapping[int, pupils.Ending], targets: np.ndarray) -> dict[str, float]:
+def _recall(of: Mapping[int, endings.Ending], targets: np.ndarray) -> dict[str, float]:
     """{class: % of its images that are recognised}, a mean over seeds and numbers of images."""
     right = np.mean([end.predicted == targets for end in of.values()], (0, 1))
     return {str(c): float(100 * right[targets == c].mean()) for c in range(CLASSES)}
 
 
-def _confused(each: Mapping[str, Mapping[int, pupils.Ending]], targets: np.ndarray) -> Table:
-    def share(ends: Sequence[pupils.Ending], true: int, said: int) -> Effect | float:
+def _confused(each: Mapping[str, Mapping[int, endings.Ending]], targets: np.ndarray) -> Table:
+    def share(ends: Sequence[endings.Ending], true: int, said: int) -> Effect | float:
         """Over seeds, of each the mean over numbers of images."""
         mistaken = [(end.predicted[:, targets == true] == said).mean(-1) for end in ends]
         return shown(over_seeds(100 * np.mean(mistaken, 0)))

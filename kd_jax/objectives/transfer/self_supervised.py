@@ -10,19 +10,76 @@
     })
 
 Batches as in `losses.self_supervised`: rows of an image's views one after the other, the plain one
-first, all of them with its targets and weights. Xu et al. 2020, ECCV, by released code.
+first, all of them with its targets and weights. `over_rotations` makes them of a batch of images.
+Xu et al. 2020, ECCV, by released code.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax.losses.classification import cross_entropy
 from kd_jax.losses.divergences import forward_kl
+from kd_jax.losses.joint_labels import rotations
 from kd_jax.losses.self_supervised import least_wrong, plain, view_similarities
 from kd_jax.objectives.parts import Part
 from kd_jax.objectives.transfer.attached import projection
 from kd_jax.objectives.transfer.weighing import present
-from kd_jax.types import Batch, ModelOutput, PyTree, Term, weighted_sum
+from kd_jax.types import (
+    Batch,
+    Logits,
+    Model,
+    ModelOutput,
+    Objective,
+    PyTree,
+    Term,
+    weighted_sum,
+)
+
+
+def over_rotations(objective: Objective) -> Objective:
+    """The objective on four rotations of each image: B rows of a batch become 4 B.
+
+    Those of an image stand one after the other, 0 degrees first, with its targets, weights, index
+    and whatever else the batch holds. Stored outputs of a teacher are [B, 4, ...], those of
+    `in_rotations`. batch["inputs"]: squares [B, S, S, C].
+    """
+
+    def of(f: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, carry, frozen, batch, ctx: f(
+            params, carry, frozen, _turned(batch), ctx
+        )
+
+    return objective._replace(
+        init=lambda key, params, frozen, batch: objective.init(key, params, frozen, _turned(batch)),
+        loss=of(objective.loss),
+        stats=objective.stats and of(objective.stats),
+    )
+
+
+def in_rotations(model: Model) -> Model:
+    """The model of an image's four rotations, as they are stored: logits and taps [B, 4, ...]."""
+
+    def by_image(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, 4, *x.shape[1:])
+
+    def apply(params, inputs, **how):
+        output = model.apply(params, _turned(inputs), **how)
+        taps = {name: by_image(x) for name, x in output.taps.items()}
+        return output._replace(head=Logits(by_image(output.head.logits())), taps=taps)
+
+    return model._replace(apply=apply)
+
+
+def _turned(batch: Batch) -> Batch:
+    rows = {
+        name: x.reshape(-1, *x.shape[2:]) if name.startswith("teacher_") else jnp.repeat(x, 4, 0)
+        for name, x in batch.items()
+        if name != "inputs"
+    }
+    return {**rows, "inputs": rotations(batch["inputs"])}
 
 
 def on_plain(part: Part, *, views: int = 4) -> Part:
