@@ -24,8 +24,11 @@ if PLATFORM == "cpu":
     # As `runtime.init` does for simulated devices: programs from the compilation cache hang else.
     os.environ["XLA_FLAGS"] = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
     if importlib.util.find_spec("libtpu") is None:
-        # Tests compile more than they compute: a fifth of their time. Not for a TPU's programs.
-        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+        # Tests compile more than they compute: half of their time. Not for a TPU's programs.
+        os.environ["XLA_FLAGS"] += (
+            " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+            " --xla_cpu_use_fusion_emitters=false"
+        )
 
 hypothesis.settings.register_profile(
     "kd_jax", derandomize=True, deadline=None, max_examples=20, database=None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
+_HEIGHT = 4.2  # inches
 _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -136,7 +137,8 @@ def ranking(
     reference: tuple[str, float] | None = None,
 ) -> Path:
     """A bar with a whisker for each of `values`, the first at the top; names may be many."""
-    with _drawing(path, x, "", title) as axes:
+    height = max(_HEIGHT, 1.0 + 0.19 * len(values))  # a line of text for each name
+    with _drawing(path, x, "", title, height=height) as axes:
         axes.grid(axis="y", visible=False)
         at = np.arange(len(values))
         effects = list(values.values())
@@ -228,9 +230,11 @@ def _look(i: int) -> tuple[str, str, Any]:
 
 
 @contextlib.contextmanager
-def _drawing(path: str | Path, x: str, y: str, title: str) -> Iterator["Axes"]:
+def _drawing(
+    path: str | Path, x: str, y: str, title: str, *, height: float = _HEIGHT
+) -> Iterator["Axes"]:
     """Axes to draw on; saved at the end, with a legend where something has a label."""
-    with _figure(path, (6.4, 4.2)) as figure:
+    with _figure(path, (6.4, height)) as figure:
         axes = figure.subplots()
         axes.set_xlabel(x)
         axes.set_ylabel(y)

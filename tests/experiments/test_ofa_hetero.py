@@ -129,14 +129,14 @@ def test_bad_values_are_refused_by_name(argv, said):
 
 def test_hsic_is_the_mean_over_four_different_examples():
     rng = np.random.default_rng(0)
-    k, l = (cka.gram(rng.normal(size=(6, d))) for d in (3, 2))  # noqa: E741
+    x, y = (cka.gram(rng.normal(size=(6, d))) for d in (3, 2))
     each = [
-        k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q])
+        x[i, j] * (y[i, j] + y[q, r] - 2 * y[i, q])
         for i, j, q, r in itertools.permutations(range(6), 4)
     ]
-    assert cka.hsic(k, l) == pytest.approx(np.mean(each), rel=1e-9)
+    assert cka.hsic(x, y) == pytest.approx(np.mean(each), rel=1e-9)
     with pytest.raises(ValueError, match="got 3 examples, takes at least 4"):
-        cka.hsic(k[:3, :3], l[:3, :3])
+        cka.hsic(x[:3, :3], y[:3, :3])
 
 
 def test_cka_of_layers_that_are_the_same_and_of_layers_that_are_not():

@@ -30,17 +30,17 @@ def gram(features: np.ndarray) -> np.ndarray:
     return found
 
 
-def hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
+def hsic(x: np.ndarray, y: np.ndarray) -> float:
     """The unbiased estimate of HSIC from two `gram`s [N, N], N of 4 or more.
 
-    [tr(K L) + 1'K1 1'L1 / ((N - 1)(N - 2)) - 2 / (N - 2) 1'K L 1] / (N (N - 3)), diagonals 0: Song
+    [tr(X Y) + 1'X1 1'Y1 / ((N - 1)(N - 2)) - 2 / (N - 2) 1'X Y 1] / (N (N - 3)), diagonals 0: Song
     et al. 2012, equation 5 (number UNVERIFIED).
     """
-    n = len(k)
+    n = len(x)
     if n < 4:
-        raise ValueError(f"k: got {n} examples, takes at least 4")
-    rows = k.sum(0) @ l.sum(0)
-    total = (k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * rows / (n - 2)
+        raise ValueError(f"x: got {n} examples, takes at least 4")
+    rows = x.sum(0) @ y.sum(0)
+    total = (x * y).sum() + x.sum() * y.sum() / ((n - 1) * (n - 2)) - 2 * rows / (n - 2)
     return float(total / (n * (n - 3)))
 
 
