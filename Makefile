@@ -45,11 +45,10 @@ slow: $(STAMP) ## run the tests of experiments and trainings from end to end
 processes: $(STAMP) ## run the tests that start several processes of jax, one after the other
 	$(PYTEST) -n 0 -m multiprocess
 
-smoke: $(STAMP) ## run every experiment at smoke, one process a family
-	@families=$$($(BIN)/python -m tools.smoke --families) || exit; failed=0; \
-	for family in $$families; do \
-	    $(BIN)/python -m tools.smoke $$family || failed=1; \
-	done; exit $$failed
+smoke: $(STAMP) ## run every experiment at smoke, one process a family, WORKERS at once
+	@mkdir -p .cache/smoke; families=$$($(BIN)/python -m tools.smoke --families) || exit; \
+	echo "$$families" | xargs -P $(WORKERS) -I{} sh -c '$(BIN)/python -m tools.smoke {} \
+	    > .cache/smoke/{} 2>&1; code=$$?; cat .cache/smoke/{}; exit $$code'
 
 lint: $(STAMP) ## style, formatting, import contracts, shell scripts, the API reference
 	$(BIN)/ruff check .

@@ -4,9 +4,9 @@
     python -m tools.smoke unlearning
 
 Start-up and compiled programs are shared, and compiled without most of XLA's optimisations, which
-would take longer than the runs. A run should take 20 s at most on two cores that do nothing else:
-the list at the end marks those that took more processor time. Time alone fails nothing, as machines
-differ; an exit code does.
+would take longer than the runs. A run should take 20 s at most on two cores: the list at the end
+marks those that took more processor time. Time alone fails nothing, as machines differ; an exit
+code does.
 """
 
 import argparse

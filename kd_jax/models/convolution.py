@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.axes import named
-from kd_jax.convolution import depthwise
+from kd_jax.convolution import Convolve, depthwise, direct
 from kd_jax.models.common import Places, along_last, linear, normals, to_float
 from kd_jax.models.lora import merge
 from kd_jax.models.norms import Norm
@@ -53,10 +53,16 @@ class Layers:
     """The layers of one forward pass, called by path; `moved` collects the norms' new state."""
 
     def __init__(
-        self, outline: Outline, params: PyTree, state: PyTree, norm: Norm, train: bool
+        self,
+        outline: Outline,
+        params: PyTree,
+        state: PyTree,
+        norm: Norm,
+        train: bool,
+        convolve: Convolve,
     ) -> None:
         self._outline, self._params, self._state = outline, params, state
-        self._norm, self._train = norm, train
+        self._norm, self._train, self._convolve = norm, train, convolve
         self.moved: dict[str, jax.Array] = {}
 
     def conv(self, path: str, x: jax.Array) -> jax.Array:
@@ -65,15 +71,7 @@ class Layers:
         kernel = merge(_at(self._params, path)["kernel"]).astype(x.dtype)
         if conv.depthwise:
             return depthwise(x, kernel, conv.stride)
-        # Alike on both sides, so that weights of other frameworks fit ("SAME" would not).
-        pad = (conv.side // 2, conv.side // 2)
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (conv.stride, conv.stride),
-            [pad, pad],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return self._convolve(x, kernel, conv.stride)
 
     def norm(self, path: str, x: jax.Array) -> jax.Array:
         """The norm at the path, its scale and its bias."""
@@ -112,12 +110,18 @@ def stage_ends(blocks: Collection[int]) -> tuple[str, ...]:
     return tuple(ends)
 
 
-def classifier(outline: Outline, places: Collection[str], body: Body, norm: Norm) -> Model:
+def classifier(
+    outline: Outline,
+    places: Collection[str],
+    body: Body,
+    norm: Norm,
+    convolve: Convolve = direct,
+) -> Model:
     """The model whose body is pooled to its mean over the image ("pooled") for a linear head.
 
     init(key): kernels [k, k, in, out] normal of variance 2 / (k k in) (arXiv 1502.01852), in being
         1 for depthwise ones; the head's of variance 1 / in; norms 1 and 0.
-    places: names of taps, "pooled" added.
+    places: names of taps, "pooled" added. convolve: of all channels; or `convolution.as_product`.
     """
     width, classes = outline.head
 
@@ -155,7 +159,7 @@ def classifier(outline: Outline, places: Collection[str], body: Body, norm: Norm
         params = fetched(params)
         check_same("state", state, "model.state()", jax.eval_shape(initial_state))
         place = Places((*places, "pooled"), taps, add)
-        layers = Layers(outline, params, state, norm, train)
+        layers = Layers(outline, params, state, norm, train, convolve)
         images = named(to_float(inputs["inputs"]), "batch", None, None, None)
         x = place("pooled", body(layers, images, place).mean((1, 2)))
         return ModelOutput(Logits(linear(params["head"], x)), place.found, nest(layers.moved))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 
 from kd_jax.axes import named
+from kd_jax.convolution import Convolve, direct
 from kd_jax.models.common import Places
 from kd_jax.models.convolution import (
     DEPTHWISE_RULES,
@@ -68,14 +69,16 @@ class MobileNetConfig:
         return stage_ends([stage.blocks for stage in self.stages])
 
 
-def mobilenet_v2(config: MobileNetConfig, *, norm: Norm | None = None) -> Model:
+def mobilenet_v2(
+    config: MobileNetConfig, *, norm: Norm | None = None, convolve: Convolve = direct
+) -> Model:
     """A 3x3 stem, stages of inverted residuals, a 1x1 convolution, the mean, a linear head.
 
     A block is a 1x1 convolution to expansion * width channels, a 3x3 one of each channel by itself,
     with the stride, and a 1x1 one back; all with a norm, the first two with relu6. Where the shape
     stays, its input is added. No dropout.
 
-    norm, state and inputs as in `resnet.resnet`.
+    norm, convolve, state and inputs as in `resnet.resnet`.
     init(key): {"stem", "stem_norm", "block_i": {"expand", "expand_norm", "depthwise", ...,
         "project", ...}, "last", "last_norm", "head"}, see `convolution.classifier`.
     taps and add: "block_0" on [B, H, W, width], "last" [B, H, W, last], "pooled" [B, last].
@@ -107,4 +110,4 @@ def mobilenet_v2(config: MobileNetConfig, *, norm: Norm | None = None) -> Model:
 
     places = (*(name for name, _, _ in blocks), "last")
     outline = normed(convs, (config.last, config.classes))
-    return classifier(outline, places, body, batch_norm() if norm is None else norm)
+    return classifier(outline, places, body, batch_norm() if norm is None else norm, convolve)

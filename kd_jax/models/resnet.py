@@ -6,8 +6,16 @@ from typing import ClassVar
 import jax
 
 from kd_jax.axes import named
+from kd_jax.convolution import Convolve, direct
 from kd_jax.models.common import Places
-from kd_jax.models.convolution import RULES, Conv, Layers, Outline, classifier, max_pool
+from kd_jax.models.convolution import (
+    RULES,
+    Conv,
+    Layers,
+    Outline,
+    classifier,
+    max_pool,
+)
 from kd_jax.models.norms import Norm, batch_norm
 from kd_jax.types import Model
 
@@ -67,7 +75,7 @@ class ImageNetResNetConfig(ResNetConfig):
     """Whether a block has three convolutions with a quarter of the channels inside, or two."""
 
 
-def resnet(config: ResNetConfig, *, norm: Norm | None = None) -> Model:
+def resnet(config: ResNetConfig, *, norm: Norm | None = None, convolve: Convolve = direct) -> Model:
     """A stem, stages of residual blocks, the mean over the image, a linear head.
 
     A block is relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))) of 3x3 convolutions, the first
@@ -77,6 +85,7 @@ def resnet(config: ResNetConfig, *, norm: Norm | None = None) -> Model:
 
     norm: `norms.batch_norm()` by default, or `norms.group_norm()`. With batch norm, apply takes the
         statistics as `state` (at first `model.state()`) and gives the new ones when train is true.
+    convolve: `convolution.as_product` for several small networks under `vmap`.
     init(key): {"stem": {"kernel"}, "stem_norm", "block_i": {"conv_0", "norm_0", ...}, "head"}, see
         `convolution.classifier`.
     apply: inputs["inputs"] [B, H, W, C], u8 or floating. taps and add: "block_0" on, the blocks'
@@ -120,4 +129,4 @@ def resnet(config: ResNetConfig, *, norm: Norm | None = None) -> Model:
         return x
 
     outline = Outline(convs, norms, (config.widths[-1], config.classes))
-    return classifier(outline, blocks, body, batch_norm() if norm is None else norm)
+    return classifier(outline, blocks, body, batch_norm() if norm is None else norm, convolve)

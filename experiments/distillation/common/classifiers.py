@@ -2,6 +2,7 @@
 
 import functools
 
+from kd_jax.convolution import Convolve, direct
 from kd_jax.models.convolution import stage_ends
 from kd_jax.models.mixer import MixerConfig, mixer
 from kd_jax.models.mlp import MLPConfig, mlp
@@ -24,21 +25,22 @@ Classifier = (
 
 
 @functools.cache  # one model, so that what is compiled for it is shared
-def classifier(config: Classifier, fold: int) -> Model:
+def classifier(config: Classifier, fold: int, convolve: Convolve = direct) -> Model:
     """The model of a config, behind a fold.
 
     It is given images [B, H, W, C] and sees [B, H / fold, W / fold, fold^2 C], every square of
-    pixels as channels: nothing is lost, and a convolution costs a part. fold: 1 for none.
+    pixels as channels: nothing is lost, and a convolution costs a part. fold: 1 for none. convolve:
+    as in `resnet`, for those that take it.
     """
     match config:
         case MLPConfig():
             model = mlp(config)
         case ResNetConfig():
-            model = resnet(config)
+            model = resnet(config, convolve=convolve)
         case WideResNetConfig():
             model = wide_resnet(config)
         case MobileNetConfig():
-            model = mobilenet_v2(config)
+            model = mobilenet_v2(config, convolve=convolve)
         case ShuffleNetConfig():
             model = shufflenet_v2(config)
         case ViTConfig():

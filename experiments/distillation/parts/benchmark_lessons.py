@@ -13,6 +13,7 @@ from experiments.distillation.common import pictures as pictures_lib
 from experiments.distillation.common import pupils
 from experiments.distillation.common.classifiers import Classifier, classifier, depths
 from experiments.distillation.parts.benchmark_methods import METHODS, Here
+from kd_jax.convolution import as_product
 from kd_jax.launch import output_cache, precompute, weights
 from kd_jax.launch.artefacts import Artefact
 from kd_jax.launch.planning import flops
@@ -62,6 +63,12 @@ class Course(pupils.Schooling):
                 raise ValueError(f"{name}.channels: got {channels}, takes {fold**2}, of its fold")
         if self.same.widths != self.teacher.widths:
             raise ValueError(f"same: got {self.same}, takes stages as wide as the teacher's")
+
+    def model(self, network: Classifier | Model) -> Model:
+        """Students of all seeds are in one program: `convolution.as_product` is the faster."""
+        if isinstance(network, Model):
+            return network
+        return classifier(network, self.pictures.fold, as_product)
 
     @property
     def teacher_model(self) -> Model:
