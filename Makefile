@@ -39,7 +39,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --dis
 test: $(STAMP) ## run the tests but those of `slow` and `processes`; WORKERS=n for n processes
 	$(PYTEST) -n $(WORKERS) -m "not multiprocess and not slow"
 
-slow: $(STAMP) ## run the tests of experiments and trainings from end to end
+slow: $(STAMP) ## run the tests that take some seconds each: experiments, trainings, laws
 	$(PYTEST) -n $(WORKERS) -m "slow and not multiprocess"
 
 processes: $(STAMP) ## run the tests that start several processes of jax, one after the other

@@ -127,6 +127,7 @@ def test_commands_and_links_on_pages_lead_somewhere(page):
         assert (page.parent / link).exists(), f"link to {link}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_on_pages_run(page, tmp_path, monkeypatch):
     """The Python blocks of a page, one after the other, as a reader would paste them."""

@@ -59,6 +59,7 @@ def abreast(step, steps=2, batch=ABREAST):
     return state, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", [side_by_side, batched])
 def test_each_training_is_as_it_would_be_alone(over):
     state, metrics = abreast(repeated(STEP, COUNT, own=("own",), over=over))
@@ -89,6 +90,7 @@ def test_platforms_write_the_same_trainings_out_in_their_own_way():
     assert mapped.count("dot_general") == 1
 
 
+@pytest.mark.slow
 def test_rows_may_lie_on_many_devices():
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, P("data"))

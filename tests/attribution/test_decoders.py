@@ -178,6 +178,7 @@ def exact_fisher():
     return passed(statistic, params_of(SHALLOW), [token_gradients()[0]])
 
 
+@pytest.mark.slow
 def test_the_expectation_over_labels_is_the_fisher_of_every_token():
     batch, log_p, slopes = token_gradients()
     found = exact_fisher()
@@ -189,6 +190,7 @@ def test_the_expectation_over_labels_is_the_fisher_of_every_token():
     assert_trees_close(found, jax.tree.map(exact, slopes), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_labels_of_the_data_and_labels_that_are_drawn():
     batch, log_p, slopes = token_gradients()
     found = passed(token_fisher(logits, labels=tokens_of_data), params_of(SHALLOW), [batch])

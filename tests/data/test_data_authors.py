@@ -58,6 +58,7 @@ def test_tofu_faults(tmp_path, record, said):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_tofu(tmp_path, real_data):
     splits = prepare.load(tofu.Tofu, data_dir=tmp_path, manual_dir=real_data)

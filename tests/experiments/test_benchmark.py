@@ -92,6 +92,7 @@ def test_every_loss_fits_a_student(name, monkeypatch):
     assert (beside > 0) >= (name in wants_weights)
 
 
+@pytest.mark.slow
 def test_strength_scales_what_is_distilled_and_not_the_labels():
     lesson = benchmark_lessons.lesson(SMOKE, "same", "kd", {})
     rng = np.random.default_rng(0)

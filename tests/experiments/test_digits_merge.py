@@ -137,6 +137,7 @@ def test_claims_on_results_made_by_hand(tmp_path, better, verdict):
     assert all(Path(path).exists() for path in found.plots.values())
 
 
+@pytest.mark.slow
 def test_two_tasks_say_nothing_of_growth_and_data_need_not_be_looked_at(tmp_path):
     found = made(2.0, 0) | made(2.0, 1)
     two = digits_report.results(TASKS, range(2, 3), ORDERS, False, found, tmp_path)

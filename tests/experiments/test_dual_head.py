@@ -119,6 +119,7 @@ def measured(objective, aux=None):
     return found.run(params, {}, {}), of_two
 
 
+@pytest.mark.slow
 def test_cosines_of_each_student_are_of_its_own_weights_and_batches():
     model = classifier(STUDENT, 2)
     how = dual_arms.How(1.0, 2.0, 5, "hidden_0")

@@ -73,6 +73,7 @@ def test_a_path_of_one_model_is_that_model():
     assert not (own == answers).all()
 
 
+@pytest.mark.slow
 def test_recipes_in_the_unit_box():
     base, *thetas = (split(BENCH, drawn(seed))[0] for seed in (0, 1, 2))
     key = jax.random.key(0)

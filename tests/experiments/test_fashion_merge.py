@@ -90,6 +90,7 @@ def test_noise_is_of_the_size_that_is_asked_for():
     assert found.mean() == pytest.approx(127.5, abs=0.5)
 
 
+@pytest.mark.slow
 def test_soups_of_models_that_were_never_trained():
     """Two members alike: the mean of the pair is a member, and the two other starts are not."""
     benchmark = SMOKE.benchmark

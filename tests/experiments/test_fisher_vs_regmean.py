@@ -73,6 +73,7 @@ def artefact(values):
     return Made({name: x for name, x in values.items() if name not in rows}, rows)
 
 
+@pytest.mark.slow
 def test_equal_specialists_are_their_merge_and_every_field_is_read(tmp_path):
     """Whatever the method: also the second half of the pipeline, from values to plots."""
 

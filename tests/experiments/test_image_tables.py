@@ -325,6 +325,7 @@ def _terms(method, losses, step):
     return {name: float(x.value) for name, x in output.terms.items()}, z, t, batch["targets"]
 
 
+@pytest.mark.slow
 def test_what_is_lost():
     losses = tables_methods.Losses(
         smoothing=0.2,

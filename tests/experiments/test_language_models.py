@@ -85,6 +85,7 @@ def test_what_is_refused(flags, message):
     assert message in refusal(language_models, "smoke", *flags)
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_row_and_what_is_missing(monkeypatch):
     config = dataclasses.replace(SMALL, methods=("npo",))
     (row,) = plan.of(language_models, NAME, "7b", config, "cpu:8")

@@ -117,6 +117,7 @@ def test_an_ancestor_is_its_network_on_expanded_genes(monkeypatch):
         assert_trees_close(model.apply(params, {}), expand(params))
 
 
+@pytest.mark.slow
 def test_descendants_start_from_the_genes_of_their_seed():
     config = dataclasses.replace(SMOKE, ancestor=SIZES, starts=LAPTOP.starts)
     every = {}

@@ -27,6 +27,7 @@ def test_presets_have_a_stage_a_method(preset):
     assert preset == "smoke" or set(config.methods) == set(merges.METHODS)
 
 
+@pytest.mark.slow
 def test_a_run_reads_every_field_and_measures_its_speed(tmp_path):
     def execute(config):
         run.execute(merges, NAME, "smoke", config, tmp_path)
@@ -57,6 +58,7 @@ def test_what_is_refused(flags, message):
     assert message in refusal(merges, "smoke", *flags)
 
 
+@pytest.mark.slow
 def test_the_result_takes_the_memory_of_the_base_and_is_split_as_it_is():
     config = dataclasses.replace(SMALL, mesh=MeshConfig(data=1, fsdp=4, tensor=2))
     rows = plan.of(merges, NAME, "small", config, "cpu:8")

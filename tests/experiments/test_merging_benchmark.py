@@ -106,6 +106,7 @@ def test_the_scale_is_the_best_on_validation_images(models):
     assert judged.validated(chosen.trunk) == pytest.approx(found.max(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_directions_are_the_merges(models):
     base, thetas = models.base, list(models.first(2).specialists.values())
     made = methods.directions(SIZES)(base, thetas, jax.random.key(0))
@@ -169,6 +170,7 @@ def test_differences_are_paired_and_absent_where_one_is():
     assert reporting.difference(("x", "a"), ("y", "b"))(results) is None
 
 
+@pytest.mark.slow
 def test_merges_that_look_at_data_are_measured_for_every_number_of_models(models):
     learning = informed.Learning(steps=2, rate=1e-3, passes=1)
     found = informed.measured(BENCHMARK, range(2, 3), learning, 0, models.first(2))

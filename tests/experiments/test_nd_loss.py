@@ -117,6 +117,7 @@ def test_what_a_kind_loses_beside_labels_and_kd(name):
         assert found[name] == pytest.approx(expected[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_features_of_each_student_and_class_means_of_the_teacher(tmp_path, monkeypatch):
     split = pictures.Split(images(60), images(40), images(8))
     monkeypatch.setattr(pictures, "load", lambda _: split)

@@ -322,6 +322,7 @@ def test_every_program_is_planned():
                 program.jitted.lower(*program.arguments)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_reads_every_field_of_the_config(tmp_path, monkeypatch):
     few = ("ga", "ga_rt", "idk_rt", "npo", "npo_rt")  # to save time: each is compiled
     for name in METHODS.keys() - set(few):

@@ -146,6 +146,7 @@ def test_every_loss_is_one_number_a_pair(world):
     assert len({method.label for method in METHODS.values()}) == len(METHODS)
 
 
+@pytest.mark.slow
 def test_the_index_chooses_the_loss_and_training_is_adam_on_it(world):
     worlds = jax.tree.map(lambda x: x[None], world)
     beta = jnp.array([0.3])

@@ -19,6 +19,7 @@ NAME = rpo_stability.__name__
 SIZES = rpo_bandit.Sizes(actions=9, covered=3, features=2, pairs=7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linear", [True, False])
 def test_the_bandit(linear):
     bandit = rpo_bandit.draw(jax.random.key(1), linear, SIZES)
@@ -40,6 +41,7 @@ def test_the_better_wins_as_often_as_bradley_and_terry_say():
     np.testing.assert_allclose((gap > 0).mean(), jax.nn.sigmoid(jnp.abs(gap)).mean(), atol=0.03)
 
 
+@pytest.mark.slow
 def test_training_is_that_of_numpy():
     """Adam on -log sigmoid(beta u) - eta beta log p(chosen), gradients by hand."""
     beta, rate, etas = 0.5, 0.1, (0.0, 0.4)

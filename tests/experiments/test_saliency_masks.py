@@ -145,6 +145,7 @@ TREES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", masks.SCORES)
 def test_a_mask_is_made_where_it_is_read(name):
     theta, forget, retain = TREES
@@ -234,6 +235,7 @@ def test_of_one_seed_or_without_a_variant_there_is_nothing_to_judge(tmp_path):
     assert verdicts(saliency_masks, results) == ["holds", *["not tested"] * 3, "holds"]
 
 
+@pytest.mark.slow
 def test_a_run_that_never_forgets_decides_nothing(tmp_path):
     variants, found = made({"wagle_80": 0.7}, {})
     start = found["wagle_80_1"].history[0]

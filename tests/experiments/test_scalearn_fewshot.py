@@ -90,6 +90,7 @@ def logits(combination, stacked, own=None):
     return adapted.model(SIZES, combination).apply(weights, IMAGES).head.logits()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vectors", "numbers", "vectors_shared", "numbers_shared"])
 def test_scales_that_pick_an_adapter_are_that_adapter(name):
     combination = fewshot.combinations(2, 0.3)[name]

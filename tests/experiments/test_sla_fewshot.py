@@ -116,6 +116,7 @@ def mean_nll(z, labels):
     return float(cross_entropy(jnp.array(z), jnp.array(labels))[: 8 if len(z) == 12 else 2].mean())
 
 
+@pytest.mark.slow
 def test_what_each_way_is_trained_on():
     turns = np.tile(np.arange(4), 3)
     found, z = terms("alone")

@@ -93,6 +93,7 @@ def test_claims_on_probabilities_made_by_hand(tmp_path, merged, learned, others,
     assert all(path.exists() for path in results.plots.values())
 
 
+@pytest.mark.slow
 def test_the_other_models_are_those_of_the_other_groups(tmp_path):
     found = artefacts(("A", "B"), 0.9, 0.2, {})
     found["model_A_score"].rows["B"][:] = 0.4

@@ -55,6 +55,7 @@ def test_the_digits_of_secrets_are_private_and_nothing_else():
     assert private == "5678"
 
 
+@pytest.mark.slow
 def test_exposure_is_the_rank_of_the_digits():
     config = SMOKE.teacher
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

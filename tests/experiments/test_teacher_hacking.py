@@ -115,6 +115,7 @@ OURS, THEIRS = (
 )
 
 
+@pytest.mark.slow
 def test_golden_is_measured_on_what_the_oracle_says_and_proxy_on_what_the_teacher_says():
     table = oracle.table(CONFIG.vocab, 0.7, 0)
     given = oracle.prompts(CONFIG.vocab, 10, 0)
@@ -227,6 +228,7 @@ def test_what_a_way_is_trained_on(name):
     assert (training.prepare is not None) == name.startswith("online")
 
 
+@pytest.mark.slow
 def test_held_out_prompts_are_none_that_anybody_learns_from():
     config = dataclasses.replace(SMOKE, teacher_rows=2000)
     found = {stage.name: stage for stage in teacher_hacking.stages(config)}

@@ -107,6 +107,7 @@ def test_arms_weigh_label_and_teacher():
         np.testing.assert_allclose(found, np.average(values, weights=batch["weights"]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_jointly_the_network_goes_towards_the_smaller_term():
     model = linear_model()
     params, teacher = (model.init(jax.random.key(i)) for i in (1, 2))

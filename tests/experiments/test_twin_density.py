@@ -49,6 +49,7 @@ def test_bad_values_are_refused_by_name(argv, said):
     assert refusal(twin_density, "smoke", *argv).startswith(said)
 
 
+@pytest.mark.slow
 def test_known_tasks_at_density_one_are_the_specialists_and_every_field_is_read(tmp_path):
     def go(config):
         twin_density.stages(config)
@@ -96,6 +97,7 @@ def test_every_example_has_the_model_of_its_own_weights(monkeypatch):
     assert not np.allclose(other, reached)
 
 
+@pytest.mark.slow
 def test_the_router_learns_what_can_be_told_apart_and_keeps_its_best_pass():
     rng = np.random.default_rng(0)
     centres = 3.0 * rng.standard_normal((3, 1, 4))

@@ -190,6 +190,7 @@ def test_claims_are_inconclusive_where_seeds_disagree():
     assert verdicts(uld_small, Results({"effects": effects})) == ["inconclusive"] * 6
 
 
+@pytest.mark.slow
 def test_its_own_fields_are_read(tmp_path):
     language = runs.language(SMOKE, 0)
 

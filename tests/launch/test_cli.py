@@ -107,6 +107,7 @@ def test_a_folder_of_another_identity_is_refused_and_shown(here, capsys):
     assert list(here.iterdir()) == [here / "run"]
 
 
+@pytest.mark.slow
 def test_a_failure_after_something_was_finished_keeps_it(here, monkeypatch, capsys):
     def fails(artefacts):
         raise UserError("no such data")
@@ -158,6 +159,7 @@ def test_nothing_private_is_written_down():
     }
 
 
+@pytest.mark.slow
 def test_a_module_is_run_with_python_m_and_help_starts_no_backend(here):
     """The one test in a process of its own: exit code, streams, and what was imported."""
     code = f"""

@@ -51,6 +51,7 @@ def generate(prompts=PROMPTS, mesh=None, placed=None, **settings):
     return generation.generate(CONFIG, placed or weights(), prompts, mesh=mesh, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 8, 11])
 def test_each_prompt_is_continued_as_by_itself(count):
     """Whether or not the batch divides them; lengths are uneven."""
@@ -65,6 +66,7 @@ def second_of_two(first, second):
     return second
 
 
+@pytest.mark.slow
 def test_another_sampler_over_several_models():
     """Of a model and one that it is not, on a mesh, the second is drawn from."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))

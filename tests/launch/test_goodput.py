@@ -229,6 +229,7 @@ def killing(checkpoints):
     return Hook(4, run)
 
 
+@pytest.mark.slow
 def test_a_killed_run_and_its_rest(tmp_path):
     code = (
         "import sys, pathlib; from kd_jax.launch import runtime; runtime.init(2, cache='');"

@@ -253,6 +253,7 @@ def test_signals_are_passed_on_and_a_second_one_kills(signals, expected):
     assert ("had to be ended (SIGKILL)" in said) == (len(signals) == 2)
 
 
+@pytest.mark.slow
 def test_nohup_stays_in_force():
     """SIGHUP is ignored by who was started so."""
     command = script('print("ready"); time.sleep(1.5)')

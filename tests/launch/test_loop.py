@@ -26,6 +26,7 @@ def mesh():
     return make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
 
 
+@pytest.mark.slow
 def test_fit_is_the_step_applied_in_turn(mesh):
     """The loop adds nothing: parameters equal those of a hand-written loop, to the bit."""
     step = tiny_run.train_step()
@@ -47,6 +48,7 @@ def test_fit_is_the_step_applied_in_turn(mesh):
         np.testing.assert_allclose(found[path], x, rtol=1e-6, atol=1e-7, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [MeshConfig(), MeshConfig(fsdp=2, tensor=2)], ids=["data", "mixed"]
 )
@@ -119,6 +121,7 @@ def test_metrics_are_written_once_for_each_interval(mesh, tmp_path):
         assert plain == hooked and set(plain) == {"step", "loss", "error", "size", "grad_norm"}
 
 
+@pytest.mark.slow
 def test_prepare_runs_every_n_steps_and_draws_once_for_each(mesh):
     """The prepared batch is kept for the hold: equal to the same by hand."""
     drawn = []
@@ -146,6 +149,7 @@ def test_prepare_runs_every_n_steps_and_draws_once_for_each(mesh):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guard", [True, False])
 def test_a_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(mesh, tmp_path, guard):
     def feed(draw, rows):
@@ -183,6 +187,7 @@ def test_a_non_finite_loss_is_found_without_checkpoints_or_hooks(mesh):
         tiny_run.train(mesh, steps=100, batches=feed, log_every=4)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_rest_gives_the_same_parameters(mesh, tmp_path):
     def send(k, state, frozen):
         if k == 4:

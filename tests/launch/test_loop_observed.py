@@ -89,6 +89,7 @@ def traces(folder):
     return sorted(path.relative_to(folder).parts[0] for path in folder.rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_profile_traces_its_steps_and_changes_nothing(mesh, tmp_path, monkeypatch):
     """Neither the numbers nor the steps between which a run is saved and goes on."""
     ended, stop = [], jax.profiler.stop_trace

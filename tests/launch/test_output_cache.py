@@ -126,6 +126,7 @@ def test_every_epoch_has_the_next_view(stored):
     assert added == wanted
 
 
+@pytest.mark.slow
 def test_training_on_stored_outputs_is_training_beside_the_teacher(stored):
     parts = {"ce": labels(), "kd": soft_labels(), "hint": hint("hidden_0", "hidden_0")}
     source = sources.array_batches(IMAGES, seed=0, name="images", batch_size=4)

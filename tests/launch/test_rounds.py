@@ -93,6 +93,7 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(found[path], x, err_msg=path)
 
 
+@pytest.mark.slow
 def test_rounds_that_decide_nothing_are_one_long_training(long, tmp_path):
     expected, artefact = long
     found = execute(tmp_path, in_rounds(3))
@@ -107,6 +108,7 @@ def test_rounds_that_decide_nothing_are_one_long_training(long, tmp_path):
     assert [point["step"] for point in last.history] == [9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies_at", [LENGTH, LENGTH + 2])
 def test_a_killed_round_goes_on_where_it_was(long, tmp_path, dies_at):
     with pytest.raises(Died):

@@ -177,6 +177,7 @@ def test_a_second_start_runs_nothing_again(finished, capsys):
     assert capsys.readouterr().out.count("finished before") == 3
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(finished, tmp_path, capsys):
     whole, _ = finished
     folder = tmp_path / "run"
@@ -219,6 +220,7 @@ def test_an_artefact_without_its_last_file_is_made_again(finished, tmp_path, cap
     assert not list(folder.glob("stages/*.partial"))
 
 
+@pytest.mark.slow
 def test_runs_of_a_module_share_what_is_the_same(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("kd_jax.launch.runtime.init", lambda: None)

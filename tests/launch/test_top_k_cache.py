@@ -246,6 +246,7 @@ def folder_of(folder, name):
     return found
 
 
+@pytest.mark.slow
 def test_a_student_learns_with_no_teacher_there(tmp_path):
     """Ended when it was stored, with the teacher's weights gone; a stage that was ended before
     that leaves nothing that could be taken for it."""

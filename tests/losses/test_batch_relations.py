@@ -34,6 +34,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 def test_the_cards_numbers():
     d, a = distances(S, T).mean(), angles(S, T).mean()
     np.testing.assert_allclose(d, GOLDEN["rkd_distance"], atol=1e-6)
@@ -45,6 +46,7 @@ def test_the_cards_numbers():
     np.testing.assert_allclose(norm / 9, GOLDEN["cc_gaussian_of_directions"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_by_definition_in_float64():
     """Independently, one pair and one triple after the other."""
     rng = np.random.default_rng(0)
@@ -84,6 +86,7 @@ def test_zero_at_the_teacher_with_finite_gradients_at_doubles_and_zeros(name):
         assert np.abs(slope).max() < 1e3
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 99), size=st.floats(0.1, 10.0))
 def test_what_leaves_relations_as_they_are(seed, size):
     rng = np.random.default_rng(seed)

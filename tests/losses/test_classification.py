@@ -55,6 +55,7 @@ def test_huge_and_masked_logits_stay_finite():
     np.testing.assert_array_equal(grad[:, 2], 0.0)
 
 
+@pytest.mark.slow
 def test_ignored_label_picks_nothing():
     z = jnp.array([[1.0, 2.0, 3.0]])
     value = label_log_probs(z, jnp.array([-100]))

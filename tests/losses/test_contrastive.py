@@ -16,6 +16,7 @@ GOLDEN = json.loads(
 LOG = jnp.log(jnp.array(GOLDEN["scores"]))
 
 
+@pytest.mark.slow
 def test_the_cards_number_and_directions():
     value = noise_contrastive(LOG, examples=GOLDEN["examples"])
     np.testing.assert_allclose(value.mean(), GOLDEN["loss"], rtol=1e-5)

@@ -82,6 +82,7 @@ def test_one_sample_is_the_likelihood_and_many_a_shift():
     np.testing.assert_allclose(slope, -np.ones(3), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", COUNTS)
 def test_extremes_are_finite_and_no_number_of_samples_moves_them(n):
     log_p = jnp.array([0.0, -0.0, 1e-6, -1e-30, -1e-8, -1e30, -jnp.inf])

@@ -13,6 +13,7 @@ OLD = jnp.array([[0.6, 0.2, -0.1], [-0.2, 0.5, 0.1]])[None, None]
 NEW = jnp.array([[0.5, 0.1, 0.0, 0.3, 0.2], [0.0, 0.2, 0.1, 0.8, -0.3]])[None, None]
 
 
+@pytest.mark.slow
 def test_the_cards_numbers():
     one = class_relation(OLD[:, :, :1], NEW[:, :, :1])
     np.testing.assert_allclose(one, [[[14.127271]]], rtol=1e-5)

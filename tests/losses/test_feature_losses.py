@@ -128,6 +128,7 @@ def test_norms_of_powers(power):
     np.testing.assert_allclose(features.output_norm(broken, there, power=power), whole, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_absent_examples_are_in_no_number():
     there = jnp.array([True, False, True, True])
     wild = [jnp.insert(x, 1, jnp.nan, axis=0) for x in (S, T)]

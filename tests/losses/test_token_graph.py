@@ -25,6 +25,7 @@ def test_the_cards_numbers():
     np.testing.assert_allclose(adjacency(turned, **GRAPH), adjacency(T, **GRAPH), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_neighbours_are_others_and_present():
     a = np.asarray(adjacency(T, neighbours=1))
     # The nearest of 0 is 1, of 1 is 0, of 2 is 0, of 3 is 2.

@@ -41,6 +41,7 @@ def test_worked_token():
     np.testing.assert_allclose(three(S, T, 2), (0.026345, 0.088730, 0.184779), atol=1e-6)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31 - 1), st.integers(1, 10))
 @few
 def test_rules(seed, k):

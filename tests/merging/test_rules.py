@@ -45,6 +45,7 @@ def spherical(base, models, t):
     return slerp(base, models[0], t)
 
 
+@pytest.mark.slow
 def test_each_rule_merges_its_leaves_together():
     base, *others = models(3)
     trimmed = functools.partial(ties, density=0.3)
@@ -102,6 +103,7 @@ def test_what_is_flat_is_flat_over_a_layer():
     same(jax.tree.map(lambda x: x[2], got), jax.jit(trimmed)(last[0], last[1:]))
 
 
+@pytest.mark.slow
 def test_coefficients_of_layers_are_learned_and_keys_are_per_layer():
     base, *others = (m["layers"] for m in models(3))
     merge = each_layer(task_arithmetic, scale=jnp.array([[0.5, 0.0], [1.0, 0.0], [0.0, 0.0]]))

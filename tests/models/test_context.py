@@ -73,6 +73,7 @@ def alone(config):
     return jax.jit(gradients(config))(*inputs(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [

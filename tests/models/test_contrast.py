@@ -90,6 +90,7 @@ def by_full_passes(configs=(CONFIG, SMALL), params=None, combine=COMBINE):
     return np.stack([row[n : n + NEW] for row, n in zip(tokens, LENGTHS, strict=True)])
 
 
+@pytest.mark.slow
 def test_four_models_and_coefficients_solved_for_at_every_token():
     expected = by_full_passes(FOUR, four(), solved)
     tokens, count = fused()
@@ -99,6 +100,7 @@ def test_four_models_and_coefficients_solved_for_at_every_token():
     assert np.any(tokens != big) and len(np.unique(tokens)) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.5], ids=["greedy", "drawn"])
 def test_rows_see_neither_each_other_nor_padding(temperature):
     first, _ = fused(temperature=temperature)

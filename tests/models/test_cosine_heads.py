@@ -20,6 +20,7 @@ BATCH = {"inputs": jax.random.normal(KEY, (4, 2, 2, 2))}
 OLD, NEW = (cosine_heads(ENCODER, "hidden_0", config) for config in (PLAIN, FULL))
 
 
+@pytest.mark.slow
 def test_values_by_hand():
     draw = np.random.default_rng(0)
     params = jax.tree.map(

@@ -24,6 +24,7 @@ CONFIG = decoder.DecoderConfig(
 TOKENS = {"inputs": np.random.default_rng(0).integers(0, 32, (8, 4)).astype(np.int32)}
 
 
+@pytest.mark.slow
 def test_layouts_taps_and_decoding_agree():
     unrolled = dataclasses.replace(CONFIG, scan=False)
     params = decoder.decoder(CONFIG).init(jax.random.key(1))

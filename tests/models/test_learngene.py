@@ -30,6 +30,7 @@ def logits(params, depth):
     return vit(dataclasses.replace(CONFIG, depth=depth)).apply(params, IMAGES).head.logits()
 
 
+@pytest.mark.slow
 def test_a_line_makes_networks_of_any_depth_with_its_gradient():
     genes = linear_genes(CONFIG, KEY)
     base, slope = genes["base"], genes["slope"]

@@ -148,6 +148,7 @@ MESHES = dict.fromkeys(MODELS, MeshConfig(data=2, fsdp=2, tensor=2)) | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_eight_devices_equal_one(name):
     state, metrics = train(name, make_mesh(MESHES[name]))

@@ -198,6 +198,7 @@ def test_only_chosen_experts_compute(config, rows, count):
         assert max(sizes) <= max(kernels, rows * max(HIDDEN, EXPERTS)) < 8 * 4 * EXPERTS * HIDDEN
 
 
+@pytest.mark.slow
 def test_sixteen_bits():
     """Products in bfloat16; the router, and gradients of float32 kernels, in float32."""
     layer, x = made(jnp.bfloat16)

@@ -252,6 +252,7 @@ def test_sizes_of_small_models_are_what_names_their_runs():
     assert identity(image_sizes.RESNET_34)["stem_side"] == 7
 
 
+@pytest.mark.slow
 def test_images_are_normalised():
     model = mixer.mixer(CASES["mixer"][2])
     params = jax.jit(model.init)(jax.random.key(0))

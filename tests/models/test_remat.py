@@ -37,6 +37,7 @@ def plain():
     return jax.jit(gradient(config))(layout.unstack(weights()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

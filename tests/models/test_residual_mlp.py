@@ -85,6 +85,7 @@ def test_an_adapter_starts_idle_and_leaves_out_the_residual():
     )
 
 
+@pytest.mark.slow
 def test_every_leaf_has_a_rule_and_the_start_is_what_is_said():
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0))
     axes = match_rules(residual_mlp.RULES, shapes)

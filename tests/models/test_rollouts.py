@@ -39,6 +39,7 @@ write = jax.jit(
 )
 
 
+@pytest.mark.slow
 def test_prompts_stay_and_the_rest_is_what_the_sampler_draws():
     old = batch()
     new = write(PARAMS, old, KEY, max_new=4, temperature=0.7)
@@ -77,6 +78,7 @@ def test_the_old_answer_and_padding_move_nothing():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_row_ends_with_its_stop_token_which_is_learnt():
     stop = 5
     found = write(PARAMS, batch(), KEY, max_new=6, temperature=3.0, stop=(stop,))
@@ -99,6 +101,7 @@ def test_packed_rows_are_refused():
         rollouts.continued(CONFIG, PARAMS, packed, KEY, max_new=2)
 
 
+@pytest.mark.slow
 def test_fresh_answers_are_of_the_model_that_is_named_and_new_in_every_step():
     theirs = init(2.0)
 

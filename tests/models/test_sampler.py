@@ -96,6 +96,7 @@ def test_rows_do_not_see_each_other_or_padding(temperature):
     assert (np.asarray(first[0]) != np.asarray(other[0])).any()
 
 
+@pytest.mark.slow
 def test_draws_follow_the_distribution():
     """2000 draws of one token: frequencies within 4.5 standard errors, none where filtered."""
     rows = 2000
@@ -153,6 +154,7 @@ def test_lengths_must_fit_the_prompts():
         generate(TINY, weights(TINY), PROMPTS, LENGTHS[:2], KEY, max_new=2)
 
 
+@pytest.mark.slow
 def test_banned_tokens_are_never_drawn_and_nothing_else_changes():
     full = greedy_by_full_passes(TINY)
     banned = (int(full[0, 0]), int(full[1, 2]))

@@ -48,6 +48,7 @@ def test_smollm2_gives_the_numbers_of_transformers(smollm2):
         np.testing.assert_allclose(found[i, last, top], row["top"]["logits"], rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_smollm2_continues_as_in_transformers(smollm2):
     model, params, found = smollm2
     sequences = SMOLLM2["sequences"]

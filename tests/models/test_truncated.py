@@ -17,6 +17,7 @@ CONFIG = DecoderConfig(
 IDS = {"inputs": np.random.default_rng(0).integers(0, 24, (2, 5))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False], ids=["stacked", "unrolled"])
 def test_it_computes_what_the_whole_model_has_after_those_layers(scan):
     config = dataclasses.replace(CONFIG, scan=scan)

@@ -53,6 +53,7 @@ def test_shapes_taps_and_u8(name):
     takes_images(run, TAPS[name])
 
 
+@pytest.mark.slow
 @every_model
 def test_add_perturbs_its_place_and_has_a_gradient(name):
     model, params, state = setup(name)
@@ -100,6 +101,7 @@ def test_a_leaf_depends_on_key_path_and_shape_only():
     assert np.abs(first["c"] - other["c"]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_initialisation():
     model = resnet.resnet(resnet.ResNetConfig(blocks=(1,), widths=(32,), channels=32))
     params = jax.jit(model.init)(jax.random.key(0))

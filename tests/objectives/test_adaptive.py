@@ -69,6 +69,7 @@ def entropies(trunk, batch):
     return total
 
 
+@pytest.mark.slow
 def test_the_value_at_the_start_is_that_of_task_arithmetic():
     batch = batch_of(6)
     expected = entropies(task_arithmetic(BASE, MODELS, scale=0.3), batch)
@@ -83,6 +84,7 @@ def test_the_value_at_the_start_is_that_of_task_arithmetic():
     assert abs(loss_of(scales, by_layer, batch, swapped) - expected) > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_are_directional_derivatives_of_the_entropy():
     batch = batch_of(6)
     scales = jax.tree.map(lambda s: s + jnp.array([0.1, -0.2]), layerwise_scales(BASE, 2))
@@ -101,6 +103,7 @@ def test_gradients_are_directional_derivatives_of_the_entropy():
     np.testing.assert_allclose(whole, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "start"),
     [(by_layer, layerwise_scales(BASE, 2)), (by_task, {"scale": jnp.full(2, 0.3)})],

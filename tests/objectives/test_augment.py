@@ -39,6 +39,7 @@ def augment_all(images, rows, key=KEY):
     return single.each(ALL)(key, images, rows)
 
 
+@pytest.mark.slow
 def test_a_row_is_changed_by_key_and_number_only():
     whole = augment_all(IMAGES, jnp.arange(8))
     order = np.array([5, 1, 7, 0, 2, 6, 3, 4])
@@ -130,6 +131,7 @@ def test_mixing_is_by_lam_with_a_permutation(mixed):
         np.testing.assert_allclose(lam.var(), 1 / 12, atol=0.02)
 
 
+@pytest.mark.slow
 def test_cutmix_keeps_the_share_it_draws_up_to_the_border():
     """On a large image with the box inside: lam is that of the Beta, here close to 1/2."""
     images = jnp.zeros((64, 40, 40, 1))
@@ -140,6 +142,7 @@ def test_cutmix_keeps_the_share_it_draws_up_to_the_border():
     assert lam.min() < 0.56
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [mix.mixup, mix.cutmix])
 def test_padding_is_not_mixed_in(mixed):
     weights = np.ones(11, np.float32)
@@ -274,6 +277,7 @@ def test_nothing_happens_at_magnitude_0():
         np.testing.assert_allclose(applied(name, 0.0, image), image, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_rand_augment_draws_every_operation_and_stays_in_range():
     image = jnp.asarray(PHOTO[:20, :18] / np.float32(255))
     one = draws(functools.partial(rand.rand_augment, layers=1, magnitude=1.0), KEYS, image)

@@ -51,6 +51,7 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_by_hand():
     params, ctx = {"model": PARAMS, "aux": {}}, Context(KEY, jnp.int32(0))
     output = jax.jit(lambda b: OBJECTIVE.loss(params, {}, FROZEN, b, ctx))(BATCH)
@@ -92,6 +93,7 @@ def test_by_hand():
     np.testing.assert_allclose(output.terms["relation"].value, want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_padding_and_labels_that_are_not_given_move_no_number():
     expected = one_step(BATCH)
     padded = with_padding(BATCH)

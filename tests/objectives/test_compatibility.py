@@ -60,6 +60,7 @@ def expected(model, batch, params, frozen, scale, hard):
     return jax.value_and_grad(loss)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factored", [True, False], ids=["factored", "dense"])
 def test_tokens_are_the_mean_of_the_loss(factored):
     model, batch = bigram_model(factored), text_batch()
@@ -67,6 +68,7 @@ def test_tokens_are_the_mean_of_the_loss(factored):
     assert_trees_close(found, expected(model, batch, PARAMS, NAMED, 0.7, 0.3))
 
 
+@pytest.mark.slow
 def test_classes_are_the_mean_of_the_loss():
     model, batch = linear_model(), batch_of(8)
     params, old, new = (

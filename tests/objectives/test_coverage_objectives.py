@@ -90,6 +90,7 @@ def classifier(batch, **how):
     return step(state, {}, batch)
 
 
+@pytest.mark.slow
 def test_labels():
     batch = batch_of(6)
     state, metrics = classifier(batch)

@@ -30,6 +30,7 @@ def dense(model, theta, batch):
     return weighted_sum(tau**2 * forward_kl(s, t, temperature=tau), batch["weights"]).value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 1, 6])
 def test_gradients(step):
     """The student's is the loss's, the temperature's is reversed and grows with time."""
@@ -49,6 +50,7 @@ def test_gradients(step):
     assert slope != 0
 
 
+@pytest.mark.slow
 def test_a_training_raises_the_loss_by_its_temperature():
     batch = text_batch()
     step = make_train_step(OBJECTIVE, optax.sgd(0.05))

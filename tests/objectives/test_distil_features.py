@@ -46,6 +46,7 @@ def one_step(batch, microbatches=1):
     return step(step.init(KEY, PARAMS, FROZEN, batch), FROZEN, batch)
 
 
+@pytest.mark.slow
 def test_values_are_means_over_weighed_tokens():
     given = batch()
     aux, carry = OBJECTIVE.init(KEY, PARAMS, FROZEN, given)
@@ -69,6 +70,7 @@ def test_values_are_means_over_weighed_tokens():
     np.testing.assert_allclose(output.terms["attention"].value, mean(sum(parts) / 3), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["scan", "unrolled"])
 def test_taps_of_attention(layout):
     """Values are those of the projection; queries and keys make the scores that attention makes."""
@@ -93,6 +95,7 @@ def test_taps_of_attention(layout):
     assert np.abs(taps["query_1"][:, 1] - query[:, 1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_padding_and_prompts_move_nothing_and_weighed_tokens_do():
     given = batch()
     want = one_step(given)
@@ -105,10 +108,12 @@ def test_padding_and_prompts_move_nothing_and_weighed_tokens_do():
     assert abs(float(one_step(moved)[1]["loss"]) - float(want[1]["loss"])) > 1e-4
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing():
     assert_trees_close(one_step(batch(), 2), one_step(batch()))
 
 
+@pytest.mark.slow
 def test_both_losses_fall():
     given = batch()
     step = make_train_step(OBJECTIVE, optax.adam(1e-2))

@@ -86,6 +86,7 @@ def test_text_without_faults_is_learnt_by_likelihood(name):
     assert_trees_close(found[0].params, expected[0].params)
 
 
+@pytest.mark.slow
 def test_the_value_head_learns_and_only_the_policy_is_weighed_by_it():
     batch = scored()
     objective = advantage_weighted(MODEL, beta=0.3, alpha=0.4, place="block_0")
@@ -119,6 +120,7 @@ def test_a_large_beta_is_likelihood_and_regression():
     np.testing.assert_allclose(metrics["weight"], 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_decoder_is_tapped_where_its_head_reads():
     config = DecoderConfig(vocab=8, width=8, depth=1, heads=1, kv_heads=1, head_dim=8, mlp=8)
     model = decoder(dataclasses.replace(config, scan=False))

@@ -38,6 +38,7 @@ MODEL = centring_model()
 SUPERVISE = supervise(MODEL, {"ce": label_cross_entropy})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_running_statistics_move_once_a_step_by_the_mean_over_microbatches(microbatches):
     batch = batch_of(4)

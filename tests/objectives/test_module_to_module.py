@@ -58,6 +58,7 @@ def one_step(batch, *args):
     return apply(state, frozen, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slot", [0, 1, 2])
 def test_a_hybrid_is_its_stages_in_order(slot):
     student, _, frozen, params = setup(slot)

@@ -159,6 +159,7 @@ def rounded(layout, found):
     return decode(layout, encode(layout, row, np.ones(len(row.log_tail))), length=6)
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 2**31 - 1),
     st.sampled_from([(2, 11), (20, 64), (64, 64)]),
@@ -197,6 +198,7 @@ def _value_and_gradient(rule, s, known):
     return value, jax.grad(lambda s: rule(s, *known).sum())(s)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31 - 1), st.integers(1, 10))
 @few
 def test_the_tail_loses_what_the_rests_differ_by(seed, k):

@@ -38,6 +38,7 @@ BOTH = {
 PARTS = {"labels": partitioned(2.0, temperature=2.0), "sure": partitioned(chosen=surer)}
 
 
+@pytest.mark.slow
 def test_laws():
     assert jax.tree.structure(PAIR.init(KEY)) == jax.tree.structure(BOTH["teacher"])
     Laws(PARTS, BATCH, teacher=PAIR, frozen=BOTH).check()
@@ -85,6 +86,7 @@ def test_laws_of_several():
     Laws(AMONG, BATCH, teacher=PANEL, frozen=ALL).check()
 
 
+@pytest.mark.slow
 def test_several_by_hand():
     objective = distil(STUDENT, PANEL, AMONG)
     params = {"model": PARAMS, "aux": {n: {} for n in AMONG}}

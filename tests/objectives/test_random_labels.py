@@ -51,6 +51,7 @@ def test_random_labels_are_uniform_over_all_classes_and_drawn_again_at_each_step
     assert 0.15 < (drawn[0] == drawn[1]).mean() < 0.35  # a quarter by chance
 
 
+@pytest.mark.slow
 def test_random_labels_do_not_hang_on_microbatches_or_order():
     model, batch = free_logits(8), rows_batch(8)
     params = model.init(KEY)

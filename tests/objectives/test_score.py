@@ -110,6 +110,7 @@ def test_gradient_norms_are_those_of_single_answers(order):
     np.testing.assert_allclose(spoiled, found, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_stacked_tensor_counts_layer_by_layer():
     model, apart = decoder(CONFIG), decoder(dataclasses.replace(CONFIG, scan=False))
     weights = model.init(jax.random.key(0))
@@ -123,6 +124,7 @@ def test_a_stacked_tensor_counts_layer_by_layer():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [answer_statistics, gradient_norms])
 def test_a_mesh_changes_nothing(score):
     """Rows over data and fsdp, heads over tensor, an uneven last batch."""

@@ -57,6 +57,7 @@ def scores(shapes):
     return [s for s in of_size(shapes, LENGTH, LENGTH) if s.count(LENGTH) == 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["npo", "dpo", "kd"])
 def test_no_logits_of_a_whole_sequence(method):
     found = arrays(method, "cpu")
@@ -64,6 +65,7 @@ def test_no_logits_of_a_whole_sequence(method):
     assert any(VOCAB in shape and {512, 768} & set(shape) for shape in found)  # in pieces
 
 
+@pytest.mark.slow
 def test_logits_of_a_dense_head_are_seen():
     assert logits(arrays("npo", "cpu", dataclasses.replace(MODEL, logits_head=True)))
 
