@@ -100,6 +100,9 @@ PRESETS = {
         learn=Learning(rate=3e-3, steps=800, batch_size=64),
         score_batch=1000,
         seed=10,
+        # A cell takes seconds: it is lost at a kill, and saved at its end.
+        checkpoint_every=1000,
+        log_every=50,
     ),
     "gpu": Config(
         pictures=Pictures(fashion=True, images=55_000, validation=5000, fold=2),
