@@ -32,8 +32,8 @@ def side_by_side(f: Callable[..., PyTree], count: int) -> Callable[..., PyTree]:
 def batched(f: Callable[..., PyTree], count: int) -> Callable[..., PyTree]:
     """`vmap` on CPUs too: compiled in the same time whatever the count.
 
-    There it is the better one for networks of matrix products, and for small maps where convolutions
-    are made so (`convolution.as_product`); on larger maps they are slow.
+    There it is the better one for networks of matrix products, and on small maps for convolutions
+    that are made so (`convolution.as_product`); on larger maps they are slow.
     """
     return jax.vmap(f, axis_size=count)
 

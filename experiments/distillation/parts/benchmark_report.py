@@ -195,7 +195,8 @@ CLAIMS = (
         "1 of 11 for vgg13 -> MobileNetV2",
         _share_above("cross"),
         below(0.5),
-        f"{_TRIED} SSKD was added later; without it the claim held (33 %, the interval below 50 %).",
+        f"{_TRIED} SSKD was added later; without it the claim held (33 %, the interval below "
+        "50 %).",
     ),
     Claim(
         "Decoupled KD exceeds KD (points).",
