@@ -125,6 +125,7 @@ def test_unrolling_does_not_differentiate_statistics_of_the_batch():
     np.testing.assert_allclose(got, [0.75 * 1.25 * 2.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_masked_coordinates_stay_bitwise_equal_under_decay_and_momentum():
     batch = batch_of(4)
     mask = {"kernel": jnp.zeros((3, 4), bool).at[0].set(True), "bias": jnp.zeros(4, bool)}

@@ -134,6 +134,7 @@ def test_one_trace_for_many_steps_and_the_same_numbers_under_jit():
     assert_trees_close(plain, fast)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
 def test_eight_devices_give_the_same_numbers(shape):
     batch, step = (

@@ -58,6 +58,7 @@ def test_check_same_names_every_difference():
     trees.check_same("base", TREE, "model 1", TREE)
 
 
+@pytest.mark.slow
 @given(
     values=st.lists(
         st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=12

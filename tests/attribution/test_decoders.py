@@ -68,6 +68,7 @@ def grams(config, batches, microbatches=1):
     return passed(statistic, params_of(config), batches, microbatches)
 
 
+@pytest.mark.slow
 def test_every_tap_is_what_its_kernels_multiply():
     batch, params = batch_of(), params_of(PLAIN)
     names = [f"{n}_input_{i}" for n in ("attn", "o", "mlp", "down") for i in range(2)]

@@ -81,6 +81,7 @@ def test_microbatches_and_devices_change_nothing(labels):
     assert_trees_close(fisher(batches, labels=labels), fisher(sharded, 2, labels=labels))
 
 
+@pytest.mark.slow
 def test_drawn_labels_estimate_the_exact_expectation():
     rows = batch_of(4)
     keys = jax.random.split(KEY, 4)

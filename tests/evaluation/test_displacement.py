@@ -93,6 +93,7 @@ def test_who_gains():
     np.testing.assert_allclose(found.change, [[0.35, 0.05]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_of_pairs():
     model = bigram_model()
     params = {"model": model.init(jax.random.key(1)), "aux": {}}

@@ -282,6 +282,7 @@ def test_other_bad_input(tmp_path, capsys):
         tofu_logs.write(tmp_path, {"forget": short})
 
 
+@pytest.mark.slow
 def test_as_a_program(tmp_path):
     folder = save(tmp_path / "a", raw(0))
     done = subprocess.run(

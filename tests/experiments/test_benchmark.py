@@ -64,6 +64,7 @@ def test_bad_values_are_refused_by_name(argv, said):
     assert said in refusal(benchmark, "smoke", *argv)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_loss_fits_a_student(name, monkeypatch):
     """Traced, not run, for the student of another family: taps, widths, sizes, gradients."""

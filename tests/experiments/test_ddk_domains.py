@@ -142,6 +142,7 @@ def test_a_measurement_decides_the_next_weights(monkeypatch, name, alpha):
     assert values["text_test"] == 9.0
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_each_domain_and_split():
     measured = domains.Measured(SMOKE.text, 40, NAMES, 24)  # which divides no part
     model = decoder.decoder(SMOKE.student)

@@ -58,6 +58,7 @@ def test_the_model_is_the_residual_perceptron():
     np.testing.assert_allclose(*logits, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_path_of_one_model_is_that_model():
     """And so is the start of the search: the first of the two models."""
     one, two = (split(BENCH, drawn(seed)) for seed in (0, 1))

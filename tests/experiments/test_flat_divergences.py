@@ -14,6 +14,7 @@ SMOKE = flat_divergences.PRESETS["smoke"]
 LABELS = {name: method.label for name, method in METHODS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", flat_divergences.PRESETS)
 def test_stages_of_the_presets(preset):
     config, expected = flat_divergences.PRESETS[preset], {}

@@ -117,6 +117,7 @@ def test_a_draw_of_the_prompts_game_prefers_a_completion():
     np.testing.assert_array_equal(found.chosen, again.chosen)
 
 
+@pytest.mark.slow
 def test_policies_of_a_language_model_are_tables():
     config = SMOKE.written.model
     params = decoder.decoder(config).init(jax.random.key(0))

@@ -151,6 +151,7 @@ def test_a_rate_is_chosen_by_the_other_seeds():
     assert leaderboard_report._best_elsewhere(np.array([[4.0], [3.0], [5.0]])) == [1]
 
 
+@pytest.mark.slow
 def test_one_seed_alone_has_no_interval_and_no_gap_between_retrained(tmp_path):
     results = report({"npo_rt": (0.2, 0.8)}, tmp_path, seeds=1)
     assert "gap_between_retrained" not in results.values

@@ -102,6 +102,7 @@ def test_stages_are_as_even_as_they_can_be_and_the_shuffle_keeps_none_in_its_pla
     assert found == {"shared": 0, "stage_0": "b", "stage_1": "c", "stage_2": "a"}
 
 
+@pytest.mark.slow
 def test_an_ancestor_is_its_network_on_expanded_genes(monkeypatch):
     # A network that says which weights it was given.
     monkeypatch.setattr(

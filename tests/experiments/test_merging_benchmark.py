@@ -92,6 +92,7 @@ def test_accuracies_of_trunks_under_the_head(models):
     )
 
 
+@pytest.mark.slow
 def test_the_scale_is_the_best_on_validation_images(models):
     judged = measuring.judge(BENCHMARK, models.head, models.first(2).specialists)
     direction = jax.tree.map(lambda a, b: a - b, models.specialists["turned"], models.base)

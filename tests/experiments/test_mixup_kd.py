@@ -57,6 +57,7 @@ def test_bad_values_are_refused_by_name(argv, said):
     assert said in refusal(mixup_kd, "smoke", *argv)
 
 
+@pytest.mark.slow
 def test_batches_of_students_are_mixed_apart_and_alike_for_every_share():
     state = TrainState(jnp.int32(3), {}, {}, {}, jax.random.key(0))
     rows, students = 8, 2

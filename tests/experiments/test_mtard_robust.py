@@ -114,6 +114,7 @@ def pictures():
     return {name: jnp.asarray(x) for name, x in rows.items()}
 
 
+@pytest.mark.slow
 def test_attacks_that_reach_a_boundary_change_the_class():
     both = jax.tree.map(lambda x: jnp.stack([x, x]), linear())
     output = attacks._step(classifier(LINEAR, 2), 2, Attack(radius=0.1))(both, {}, {}, pictures())

@@ -162,6 +162,7 @@ def test_the_plays_begin_where_they_should():
     assert [len(x) for x in passages[1:]] == [64, 64, 64]
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_model_that_knows_nothing():
     weights = decoder.decoder(SMOKE.model).init(jax.random.key(0))
     mesh = make_mesh(SMOKE.mesh)

@@ -184,6 +184,7 @@ def test_the_sweep_is_made_of_npo_and_ga(small):
     assert apart.shape == (2, 2) and np.all(apart[:, 0] < 0.1 * apart[:, 1])
 
 
+@pytest.mark.slow
 def test_what_is_drawn():
     """Moments of many samples; features of two seeds differ, and so do their labels."""
     sizes = study.Sizes(inputs=4, features=16, forget=4000, retain=4000, test=1)

@@ -81,6 +81,7 @@ def test_win_rates_against_loops_and_the_best_of_them(world):
     np.testing.assert_allclose(enumerated.kl(log_p, log_p), 0.0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_what_is_drawn(world):
     base = jnp.exp(zoo_world._base(ALL, 2))
     np.testing.assert_allclose(base.sum(), 1.0, rtol=1e-5)

@@ -72,6 +72,7 @@ def test_training_is_that_of_numpy():
             theta = theta - rate * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
 
 
+@pytest.mark.slow
 def test_stages_and_what_they_depend_on():
     assert outline(rpo_stability, LAPTOP) == {"informative": (), "uninformative": ()}
     other = dataclasses.replace(SMOKE, beta=0.2)

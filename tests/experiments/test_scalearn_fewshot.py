@@ -103,6 +103,7 @@ def test_scales_that_pick_an_adapter_are_that_adapter(name):
     assert np.abs(alone - plain).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_of_equal_adapters_average_and_fusion_are_one():
     (one,) = adapters(1)
     equal, alone = adapted.stacked([one] * 5), logits(adapted.single(2), {}, one)

@@ -29,6 +29,7 @@ def needs_of(config, seed):
     return found | {f"retrain_{seed}": (), f"retrain_{seed}_score": (f"retrain_{seed}",)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sequential_requests.PRESETS)
 def test_stages_of_the_presets(preset):
     """Each request starts from the model before, which is its reference too."""
@@ -186,6 +187,7 @@ def test_the_steps_of_a_stream_follow_one_another():
     np.testing.assert_allclose(lines["kept"].y, [0.9, 0.8, 0.6])
 
 
+@pytest.mark.slow
 def test_streams_that_differ_between_seeds_decide_nothing(tmp_path):
     apart = made(FALLING, jitter=3.0)
     found = report.results(LABELS, ASKED, range(2), apart, tmp_path)

@@ -35,6 +35,7 @@ def test_what_a_stage_depends_on():
         assert found == expected, change
 
 
+@pytest.mark.slow
 def test_the_student_starts_as_layers_of_the_teacher():
     config = dataclasses.replace(SMOKE, decoder=dataclasses.replace(SMOKE.decoder, depth=3))
     config = dataclasses.replace(config, depth=2)

@@ -89,6 +89,7 @@ def test_images_are_apart_and_teachers_are_misled_where_it_is_said():
     assert (SMOKE.cut.train["targets"] == true[:300]).all()
 
 
+@pytest.mark.slow
 def test_arms_weigh_label_and_teacher():
     model, batch = linear_model(), batch_of(8)
     params, teacher = (model.init(jax.random.key(i)) for i in (1, 2))

@@ -73,6 +73,7 @@ def test_known_tasks_at_density_one_are_the_specialists_and_every_field_is_read(
     assert unread_fields(TINY, go) == []
 
 
+@pytest.mark.slow
 def test_every_example_has_the_model_of_its_own_weights(monkeypatch):
     monkeypatch.setattr(router, "TOGETHER", 2)
     models = models_of(TINY)

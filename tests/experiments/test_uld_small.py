@@ -21,6 +21,7 @@ SMOKE = uld_small.PRESETS["smoke"]
 VARIANTS = tuple(uld_report.VARIANTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", uld_small.PRESETS)
 def test_stages_of_the_presets(preset):
     config, expected = uld_small.PRESETS[preset], {}

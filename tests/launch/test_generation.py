@@ -80,6 +80,7 @@ def test_another_sampler_over_several_models():
         np.testing.assert_array_equal(tokens, one_by_one(number, drawn=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [8, 16])
 def test_draws_are_of_the_prompt_and_its_number(batch_size):
     found = generate(batch_size=batch_size, **DRAWN)

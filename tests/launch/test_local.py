@@ -70,6 +70,7 @@ def test_output_arrives_whole_and_on_its_own_stream(capfdbinary):
     assert sorted(said.err.splitlines()) == [b"[%d] oops" % i for i in range(3)]
 
 
+@pytest.mark.slow
 def test_a_line_comes_when_it_is_said():
     """From a worker that goes on, through a launcher whose own output is a file."""
     command = script('print("here"); time.sleep(600)')
@@ -173,6 +174,7 @@ def test_a_stopped_worker_is_ended_with_all_that_it_has_started(tmp_path, capfd)
     assert ticks.stat().st_size == size
 
 
+@pytest.mark.slow
 def test_no_progress_ends_all_and_names_who_stood_still_first(tmp_path, capfd):
     """The others beat once more, a moment later: soon they wait for it."""
     still = str(tmp_path / "still")
@@ -196,6 +198,7 @@ def test_no_progress_ends_all_and_names_who_stood_still_first(tmp_path, capfd):
     assert "workers 0, 1, 2 had to be ended (SIGTERM)" in said
 
 
+@pytest.mark.slow
 def test_who_never_beats_is_not_judged():
     assert launch("time.sleep(2.5)", stuck=1) == 0
 
@@ -216,6 +219,7 @@ def test_a_command_that_cannot_start_leaves_no_worker(tmp_path, monkeypatch, cap
     assert begun[0].forced and begun[0].ended()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signals", "expected"),
     [

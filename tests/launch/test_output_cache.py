@@ -105,6 +105,7 @@ def test_padding_is_zeros_and_only_what_is_wanted_is_read(stored):
     assert (found["teacher_logits"][1] == 0).all() and (found["teacher_logits"][0] != 0).any()
 
 
+@pytest.mark.slow
 def test_the_mesh_and_the_batch_change_nothing(stored, tmp_path):
     stored_stage(MeshConfig(data=8), rows=8).build({}).files(tmp_path)
     index, places = np.arange(10), np.arange(10) % 2
@@ -210,6 +211,7 @@ def test_a_stored_teacher_says_which_columns_it_lacks():
 # --- in a run
 
 
+@pytest.mark.slow
 def test_a_run_stores_once_and_trains_without_the_teacher(tmp_path):
     config = Settings()
 

@@ -116,6 +116,7 @@ def test_a_killed_round_goes_on_where_it_was(long, tmp_path, dies_at):
     assert_equal(execute(tmp_path, in_rounds(3))["round_2"][0], long[0])
 
 
+@pytest.mark.slow
 def test_a_state_of_another_training_is_refused(tmp_path):
     other = make_train_step(tiny_run.OBJECTIVE, optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"start and the training's state differ: .*carry/ema"):

@@ -198,6 +198,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(finished, tmp_path
     assert numbers(folder / "metrics.jsonl") == theirs
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_save_writes_each_line_once(finished, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(toy.Died):

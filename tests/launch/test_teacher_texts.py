@@ -49,6 +49,7 @@ def test_what_the_teacher_wrote_is_learnt_and_nothing_else(plain):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_end_is_learnt_where_there_was_one(plain):
     """A text that was cut is not taught to end."""
     weights, texts = plain

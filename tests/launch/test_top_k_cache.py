@@ -49,6 +49,7 @@ def by_hand():
     return likeliest(decoder(CONFIG).apply(weights, ROWS).head.logits(), k=LAYOUT.k)
 
 
+@pytest.mark.slow
 def test_the_rows_are_the_teachers_likeliest_tokens(stored):
     """Of 11 rows, which no batch of 8 divides; where a position is not weighed there are zeros."""
     cache = top_k_cache.opened(stored[0], caching.about(ROWS))

@@ -64,6 +64,7 @@ def test_exact_counts_among_equal_magnitudes(x, remove):
     np.testing.assert_array_equal(whole.ravel(), middle(x.ravel(), skipped, skipped + 30))
 
 
+@pytest.mark.slow
 def test_limits():
     x = jax.random.normal(jax.random.key(0), (4, 12))
     tree = {"w": x}

@@ -101,6 +101,7 @@ def test_larger_densities_keep_what_smaller_ones_keep():
         assert not np.any(moved_few & ~moved_many)
 
 
+@pytest.mark.slow
 def test_a_population_is_one_vmap_with_the_dtype_of_the_base():
     base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), BASE)
     draw = jax.random.uniform(jax.random.key(5), (4, 2, 3, 2), minval=0.2)
@@ -130,6 +131,7 @@ def test_sharded_trees_give_the_same_numbers_and_stay_sharded():
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
 
 
+@pytest.mark.slow
 def test_weights_have_gradients():
     weight = jnp.array([[0.4, 0.2], [-0.3, 0.5], [0.6, 0.1]])
 

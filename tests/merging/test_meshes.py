@@ -84,6 +84,7 @@ def placed():
     return shardings, [jax.device_put(model, shardings) for model in models()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MERGES)
 def test_eight_devices_equal_one(name):
     merge, exact = MERGES[name]

@@ -40,6 +40,7 @@ def test_dare_keeps_the_mean_and_has_its_variance():
     assert set(np.unique(got[:, 0])) == {0, np.float32(0.5) / np.float32(1 - 0.9)}
 
 
+@pytest.mark.slow
 def test_dare_identities():
     tau = vector()
     same(dare(tau, KEY, drop=0.0), tau)

@@ -65,6 +65,7 @@ def test_each_rule_merges_its_leaves_together():
     same(got["layers"]["mlp"]["bias"], arithmetic["layers"]["mlp"]["bias"])
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_the_rules():
     base, *others = models(3)
     drop = functools.partial(merge_sparse, sparsify=functools.partial(dare, drop=0.5), key=KEY)

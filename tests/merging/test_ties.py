@@ -148,6 +148,7 @@ def test_groups_of_leaves_have_thresholds_of_their_own():
         m.ties(base, [model], density=0.2, groups=lambda path: path if path == "c/w" else "")
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(hnp.arrays(np.float32, 9, elements=eighths, unique=True), densities)
 def test_trim_keeps_the_largest(x, density):

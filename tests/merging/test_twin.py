@@ -70,6 +70,7 @@ def test_matrices_are_compressed_and_vectors_kept():
     assert jax.tree.map(jnp.shape, compress(vector, density=1.0)) == jax.tree.map(jnp.shape, vector)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.3, 0.5, 1.0])
 def test_weights_of_each_example_as_models_one_by_one(density):
     """Merged for each example, or attached with low rank: the logits of a model an example."""

@@ -68,6 +68,7 @@ def test_positions_place_queries_among_cached_keys(case):
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_neither_influences_nor_breaks():
     q, k, v = arrays()
     real = jnp.asarray(SEGMENTS > 0)[:, :, None, None]
@@ -93,6 +94,7 @@ def test_sixteen_bits_keep_a_float32_softmax():
     np.testing.assert_allclose(np.asarray(got, np.float32), wanted, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case, segmented", [("causal", True), ("window", True), ("window", False)])
 def test_the_tpu_kernel_equals_the_plain_path(case, segmented):
     """Values and gradients, on a length that is no multiple of the kernel's block."""

@@ -104,6 +104,7 @@ def test_nothing_but_keys_and_values_is_gathered():
     assert len(moved) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length, segmented", [(512, False), (300, True)])
 @pytest.mark.parametrize("window", [None, 70])
 def test_the_tpu_kernel_sees_its_own_queries(length, segmented, window):

@@ -116,6 +116,7 @@ def test_rows_see_neither_each_other_nor_padding(temperature):
     np.testing.assert_array_equal(alone[0], first[2])
 
 
+@pytest.mark.slow
 def test_greedy_equals_full_forward_passes_of_both():
     expected = by_full_passes()
     tokens, count = both()
@@ -130,6 +131,7 @@ def test_greedy_equals_full_forward_passes_of_both():
     np.testing.assert_array_equal(cut[0, : count[0]], expected[0, : count[0]])
 
 
+@pytest.mark.slow
 def test_the_first_model_alone_is_what_the_sampler_draws():
     settings = {"max_new": NEW, "temperature": 0.8, "top_k": 9}
     expected = generate(CONFIG, weights()[0], PROMPTS, LENGTHS, KEY, **settings)

@@ -188,6 +188,7 @@ def test_unasked_places_cost_nothing_and_unknown_ones_are_errors():
         decoder(TINY).apply(weights(TINY), {"inputs": TOKENS}, add={"block2": 0.0})
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_and_so_are_its_gradients():
     plain = dataclasses.replace(TINY, depth=1, remat=False)
     narrow = dataclasses.replace(plain, dtype="bfloat16")

@@ -58,6 +58,7 @@ def test_the_contracts_layout():
     }
 
 
+@pytest.mark.slow
 def test_initial_scales():
     config = dataclasses.replace(TINY, width=128, mlp=256, depth=3, param_dtype="bfloat16")
     params = flatten(jax.jit(decoder(config).init)(jax.random.key(0)))

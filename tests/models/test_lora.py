@@ -91,6 +91,7 @@ def test_both_layouts_agree():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
 @pytest.mark.parametrize("remat", [True, False])
 def test_a_decoder_runs_and_trains_as_with_the_merged_kernels(scan, remat):
@@ -191,6 +192,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_other_models(name):
     """Kernels that a model needs whole are merged on the way; rank 1 fits every one of them."""

@@ -229,6 +229,7 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "make", "modules", "count", "tensors"), PUBLISHED)
 def test_sizes_of_published_weights(config, make, modules, count, tensors):
     model = make(config)

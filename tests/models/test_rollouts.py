@@ -65,6 +65,7 @@ def test_prompts_stay_and_the_rest_is_what_the_sampler_draws():
     np.testing.assert_array_equal(new["index"], old["index"])
 
 
+@pytest.mark.slow
 def test_the_old_answer_and_padding_move_nothing():
     old = batch()
     place = jnp.arange(T + 1)[None, :]

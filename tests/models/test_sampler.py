@@ -48,6 +48,7 @@ def greedy(config=TINY, prompts=PROMPTS, params=None, **settings):
     return generate(config, params, prompts, LENGTHS, KEY, **{"max_new": NEW, **settings})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, RICH], ids=["plain", "rich and unrolled"])
 def test_greedy_equals_full_forward_passes(config):
     tokens, count = greedy(config)
@@ -56,6 +57,7 @@ def test_greedy_equals_full_forward_passes(config):
     assert len(np.unique(tokens)) > 3  # a constant would prove little
 
 
+@pytest.mark.slow
 def test_a_row_stops_at_its_first_stop_token_and_is_zero_after():
     full = greedy_by_full_passes(TINY)
     stop = (int(full[0, 2]), int(full[1, 4]))

@@ -161,6 +161,7 @@ def linen_names(tree):
     return renamed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("name", ["batch_norm", "group_norm"])
 def test_resnet_equals_linen(name, train):

@@ -105,6 +105,7 @@ def test_a_chain_is_its_links_in_order_with_keys_of_their_own():
 MANY = RNG.random((256, 4, 4, 1)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [mix.mixup, mix.cutmix])
 def test_mixing_is_by_lam_with_a_permutation(mixed):
     got = jax.jit(mixed)(KEY, MANY)
@@ -160,6 +161,7 @@ def test_padding_is_not_mixed_in(mixed):
     assert (padded.lam[~real] == 1).all()
 
 
+@pytest.mark.slow
 def test_a_share_is_mixed():
     lam = np.asarray(jax.jit(functools.partial(mix.mixup, share=0.25))(KEY, MANY).lam)
     assert 29 < (lam < 1).sum() < 99  # 64 expected; 5 standard deviations
@@ -184,6 +186,7 @@ def test_enhancements_equal_pillow(name, factor):
     assert np.abs(255 * got - PHOTO).max() > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ours", "pillow", "atol"),
     [

@@ -101,6 +101,7 @@ def test_a_sum_is_whole_batch_if_a_part_is_and_has_stats_if_a_part_has():
         add({"a/b": plain})
 
 
+@pytest.mark.slow
 def test_a_schedule_reads_the_step_and_scales_terms_only():
     batch = batch_of(ROWS)
     objective = scheduled(scaled(squared_error(MODEL), 3.0), lambda step: 1.0 + step)

@@ -19,6 +19,7 @@ OBJECTIVE = curriculum_temperature(MODEL, MODEL, steps=STEPS)
 CASE = Case(lambda model: curriculum_temperature(model, model, steps=STEPS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_laws(law):
     law(CASE)

@@ -95,6 +95,7 @@ def test_stages_by_hand():
     np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_example_goes_through_its_best_expert():
     stage, draw = routed(4, 3, experts=2), np.random.default_rng(1)
     params = jax.tree.map(
@@ -184,6 +185,7 @@ def test_the_teachers_module_leaves_nothing_to_match():
     np.testing.assert_allclose(output.terms["kd"].value, 0.0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", [False, True])
 def test_padding_and_microbatches_change_nothing(hard):
     expected = one_step(BATCH, 1, hard)

@@ -107,6 +107,7 @@ def test_with_the_whole_vocabulary_it_is_the_forward_kl(rule):
         np.testing.assert_allclose(x, expected[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_stands_at_unweighed_positions_is_not_looked_at():
     batch = text_batch()
     made = batch | columns(batch, 2)

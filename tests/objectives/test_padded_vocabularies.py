@@ -45,6 +45,7 @@ def trained(objective, params, frozen):
     return state.params["model"], metrics["loss"]
 
 
+@pytest.mark.slow
 @ALL
 def test_a_step_equals_that_of_the_unpadded_heads(make):
     params, loss = trained(make(vocabulary=5), OURS, THEIRS)

@@ -44,6 +44,7 @@ def test_laws():
     Laws(PARTS, BATCH, teacher=PAIR, frozen=BOTH).check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_by_hand(name):
     objective = distil(STUDENT, PAIR, PARTS)

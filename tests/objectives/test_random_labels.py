@@ -66,6 +66,7 @@ def test_random_labels_do_not_hang_on_microbatches_or_order():
     assert_trees_close(after(1, jax.tree.map(lambda x: x[::-1], batch)), whole)
 
 
+@pytest.mark.slow
 def test_the_fixed_point_of_random_labels_is_uniform():
     model, batch = free_logits(4), rows_batch(4)
     objective = random_labels(supervise(model, {"nll": label_cross_entropy}), CLASSES, seed=0)
@@ -83,6 +84,7 @@ def test_the_fixed_point_of_random_labels_is_uniform():
     np.testing.assert_allclose(p[2000:].mean(0), 1 / CLASSES, atol=0.05)
 
 
+@pytest.mark.slow
 def test_random_options_take_one_whole_row_of_each_question():
     whole = [text_batch(seed=i) for i in range(3)]
     stacked = {n: jnp.stack([b[n] for b in whole], 1) for n in ("inputs", "targets", "weights")} | {

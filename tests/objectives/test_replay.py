@@ -58,6 +58,7 @@ def training(capacity=8, start=1.0, every=2, microbatches=1, steps=100, objectiv
     return state, frozen, jax.jit(step.apply), jax.jit(off_policy(write, steps=steps))
 
 
+@pytest.mark.slow
 def test_the_ring_fills_with_what_the_student_writes_and_then_is_read():
     state, frozen, step, prepare = training()
     written = []
@@ -102,6 +103,7 @@ def test_without_a_threshold_it_is_the_objective_on_data():
     jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
 
 
+@pytest.mark.slow
 def test_the_validation_is_of_the_new_weights_at_its_steps_alone():
     state, frozen, step, prepare = training(every=2, start=0.0)
     evaluate = make_eval_step(INNER)
@@ -115,6 +117,7 @@ def test_the_validation_is_of_the_new_weights_at_its_steps_alone():
     assert state.carry[1].threshold == 0  # the loss falls
 
 
+@pytest.mark.slow
 def test_microbatches_keep_the_same_rows():
     rings = []
     for microbatches in (1, 2):

@@ -74,6 +74,7 @@ def test_hard_and_soft_on_one_pass_are_the_two_apart():
     )
 
 
+@pytest.mark.slow
 def test_the_clock_of_taid_moves_once_a_step_by_the_loss():
     """Whatever the microbatches; an evaluation reads it and leaves it."""
     batch, s, t = heads()

@@ -34,6 +34,7 @@ def test_places_are_row_by_row():
             folded(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [VIT, MIXER], ids=["vit", "mixer"])
 def test_only_what_is_asked_for_is_found(model):
     params = model.init(KEY)
@@ -88,6 +89,7 @@ def slow_exit(weights, tokens, class_tokens, heads, mergers, blocks):
     return line(weights["head"], x[0] if class_tokens else x.mean(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("class_tokens", "grid", "mergers", "blocks"), [(0, 3, 0, 1), (1, 2, 1, 2), (0, 1, 2, 0)]
 )

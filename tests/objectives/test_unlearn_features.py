@@ -90,6 +90,7 @@ def test_retention_is_zero_at_the_reference_and_misdirection_where_the_states_ar
     np.testing.assert_allclose(output.metrics["norm"].value, 2.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_layers_above_the_place_get_no_gradient():
     config = DecoderConfig(
         vocab=7, width=8, depth=3, heads=2, kv_heads=1, head_dim=4, mlp=8, scan=False, remat=False

@@ -55,6 +55,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", CASES)
 def test_laws(law, name):
@@ -166,6 +167,7 @@ def test_a_perturbation_gets_no_gradient_and_adds_to_what_is_added():
         total(delta, perturbed(MODEL), add={"block_0": delta})
 
 
+@pytest.mark.slow
 def test_scores_under_attack():
     batch = padded(text_batch(), 1)
     params = {"model": FROZEN["reference"], "aux": {}}
