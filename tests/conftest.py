@@ -38,7 +38,7 @@ hypothesis.settings.load_profile("kd_jax")
 # A compiled program keeps some memory maps, of which Linux gives a process 65,530 by default; a
 # worker that runs half of all tests would come to them, and die of a segmentation fault.
 MAPS = Path("/proc/self/maps")
-MOST_MAPS = 25_000
+MOST_MAPS = 40_000
 
 
 @pytest.fixture(autouse=True, scope="module")
