@@ -16,7 +16,7 @@ Claim: soft labels help, and most of what came after them does not exceed them.
     python -m experiments.distillation.benchmark gpu       # 55,000 images, larger networks
 
 At `laptop` five students of a loss take 17 to 25 s, most of which is the first compilation and 800
-steps of 15 ms; ReviewKD, CRD and SSKD (four views of an image) take 80 to 120 s.
+steps of 15 ms; ReviewKD and SSKD (four views of an image) take 70 to 110 s, CRD more.
 
 `laptop` and `gpu` need Fashion-MNIST (environment KD_JAX_DATA, or --pictures.folder). Not here are
 losses that want labels, images or teachers of their own: SLA, mixup, TGeo-KD, MTARD, data partition

@@ -8,14 +8,7 @@ import jax
 from kd_jax.axes import named
 from kd_jax.convolution import Convolve, direct
 from kd_jax.models.common import Places
-from kd_jax.models.convolution import (
-    RULES,
-    Conv,
-    Layers,
-    Outline,
-    classifier,
-    max_pool,
-)
+from kd_jax.models.convolution import RULES, Conv, Layers, Outline, classifier, max_pool
 from kd_jax.models.norms import Norm, batch_norm
 from kd_jax.types import Model
 

@@ -268,6 +268,7 @@ def made(*, ga_retain=1.0, npo_rt_retain=0.02, nearest=0.001, idk=0.7, apart=(0.
 CONFIG = dataclasses.replace(SMOKE, seeds=3, steps=75, sweep_steps=75, diverging_steps=1000)
 
 
+@pytest.mark.slow
 def test_claims_that_hold(tmp_path):
     results = npo_synthetic.report(CONFIG, made(), tmp_path)
     assert verdicts(npo_synthetic, results) == ["holds"] * 9
@@ -286,6 +287,7 @@ def test_claims_that_hold(tmp_path):
     assert effect == pytest.approx(sums["dpo"] - sums["npo_rt"])
 
 
+@pytest.mark.slow
 def test_claims_that_fail(tmp_path):
     turned = made(
         ga_retain=0.02, npo_rt_retain=1.0, nearest=0.1, idk=0.001, apart=(0.5, 0.1), growth=1

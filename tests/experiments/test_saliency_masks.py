@@ -205,6 +205,7 @@ def made(kept, ends, outside=0):
     return variants, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kept", "ends", "outside", "expected"),
     [
@@ -226,6 +227,7 @@ def test_claims_on_artefacts_made_by_hand(tmp_path, kept, ends, outside, expecte
     assert "weights moved" not in rows["all weights"]
 
 
+@pytest.mark.slow
 def test_of_one_seed_or_without_a_variant_there_is_nothing_to_judge(tmp_path):
     variants, found = made({"wagle_80": 0.7}, {})
     results = masks_report.results(variants, range(1), found, tmp_path)

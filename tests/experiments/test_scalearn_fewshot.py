@@ -174,6 +174,7 @@ def ends(accuracies):
     }
 
 
+@pytest.mark.slow
 def test_claims_on_accuracies_made_by_hand(tmp_path):
     config = dataclasses.replace(SMOKE, methods=scalearn_fewshot.METHODS)
     good = {"own": 70, "fusion": 74, "average": 69} | dict.fromkeys(

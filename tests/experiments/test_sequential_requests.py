@@ -194,6 +194,7 @@ def test_streams_that_differ_between_seeds_decide_nothing(tmp_path):
     assert verdicts(sequential_requests, found) == ["inconclusive"] * 4
 
 
+@pytest.mark.slow
 def test_one_seed_and_missing_methods_are_not_tested(tmp_path):
     one = report.results(LABELS, ASKED, range(1), made(FALLING), tmp_path)
     assert verdicts(sequential_requests, one) == ["not tested"] * 4

@@ -73,6 +73,7 @@ def artefacts(groups, learned, others, merged, held_out=0.1, n=8):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("merged", "learned", "others", "expected"),
     [

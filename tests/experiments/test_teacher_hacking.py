@@ -279,6 +279,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("curves", "expected"), CASES)
 def test_claims_on_curves_made_by_hand(tmp_path, curves, expected):
     found = artefacts(dict(zip(ARMS, curves, strict=True)))

@@ -160,6 +160,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ends", "expected"), CASES)
 def test_claims_on_figures_made_by_hand(tmp_path, ends, expected):
     counts = {"model": 100, "assistant": 40}

@@ -146,6 +146,7 @@ BACK = {"verbatim": 0.9, "described": 0.5, "related": 0.4}
 LIKELY = {"verbatim": 0.1, "described": 0.5, "related": 0.9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recalls", "losses", "expected"),
     [
@@ -178,6 +179,7 @@ def test_claims_on_scores_made_by_hand(tmp_path, recalls, losses, expected):
     )
 
 
+@pytest.mark.slow
 def test_a_claim_that_questions_do_not_settle(tmp_path):
     found = made({}, {})
     rows = found["npo_rt_0_contexts"].rows

@@ -26,11 +26,7 @@ from kd_jax.objectives.distil import distil
 from kd_jax.objectives.stored import nothing, stored_teacher
 from kd_jax.objectives.transfer.attached import Module, attached, beside, paraphraser, projection
 from kd_jax.objectives.transfer.maps import matched
-from kd_jax.objectives.transfer.self_supervised import (
-    in_rotations,
-    over_rotations,
-    view_contrast,
-)
+from kd_jax.objectives.transfer.self_supervised import in_rotations, over_rotations, view_contrast
 from kd_jax.repetition import batched
 from kd_jax.steps import make_train_step
 from kd_jax.types import Model, Objective, TrainStep

@@ -16,11 +16,7 @@ from kd_jax.objectives.transfer import heads, hints, maps, probabilistic, relati
 from kd_jax.objectives.transfer import logits as on_logits
 from kd_jax.objectives.transfer.attached import factor_transfer
 from kd_jax.objectives.transfer.contrastive import contrastive
-from kd_jax.objectives.transfer.self_supervised import (
-    augmented_labels,
-    on_plain,
-    view_relations,
-)
+from kd_jax.objectives.transfer.self_supervised import augmented_labels, on_plain, view_relations
 from kd_jax.objectives.transfer.tokens import cooling, token_graph
 from kd_jax.types import GradientRule
 
