@@ -61,10 +61,11 @@ def test_tails_count_in_part(seed):
 
 def test_tdpo_learns_through_the_kl_of_the_rejected_alone_in_its_second_form():
     kl = jnp.array([0.3, 0.5, 0.1, 1.0])
-    sums = lambda loss: jax.grad(  # noqa: E731
-        lambda c, r: loss(BATCH, c, r, beta=0.1).sum(), argnums=(0, 1)
-    )(kl, 2 * kl)
-    first, second = sums(tokens.tdpo1), sums(tokens.tdpo2)
+
+    def slopes(loss):
+        return jax.grad(lambda c, r: loss(BATCH, c, r, beta=0.1).sum(), (0, 1))(kl, 2 * kl)
+
+    first, second = slopes(tokens.tdpo1), slopes(tokens.tdpo2)
     assert (first[0] < 0).all() and (first[1] > 0).all()
     assert (second[0] == 0).all() and (second[1] > 0).all()
 
